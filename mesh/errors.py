@@ -1,0 +1,248 @@
+"""Every error of the mesh, in one tree.
+
+Our exception hierarchy:
+
+    MeshError
+    ├─ SettingsError               .variable
+    ├─ LoadError                   .target
+    ├─ InvalidInputError           .field
+    │  ├─ InvalidIdError           .value
+    │  └─ PayloadTooLargeError     .actual_bytes .limit_bytes
+    ├─ ProtocolError               .subject
+    ├─ TransportError
+    │  ├─ BrokerUnreachableError   .servers
+    │  ├─ StreamMissingError       .subject
+    │  └─ StreamConfigError        .differences
+    ├─ EmbeddedBrokerError
+    │  ├─ ServerBinaryError        .path
+    │  ├─ PortInUseError           .port
+    │  └─ DataDirError             .path
+    ├─ PartFailedError             .name .exit_code
+    ├─ RegistryError
+    │  ├─ AgentNotFoundError       .agent .suggestions
+    │  ├─ NodeNotFoundError        .node
+    │  ├─ AgentNotOnNodeError      .agent .node
+    │  └─ CardRefusedError         .agent
+    └─ CallError                   .agent .call_id
+       ├─ AgentOfflineError
+       ├─ MailboxFullError
+       ├─ CallTimeoutError         .timeout_s   (also a TimeoutError)
+       ├─ CallCancelledError
+       ├─ HopLimitError            .hops
+       ├─ StreamRestartedError     .attempt
+       └─ AgentFailedError         .remote_code
+
+A constructor takes `(message, **fields)`. `code` is unique and travels on the wire, so that a
+failure on another node is raised here as the same class. HTTP numbers stand in
+`mesh.shim.status`, exit codes in `mesh.cli.exits`: nothing here knows either.
+"""
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+
+class MeshError(Exception):
+    """Something the mesh could not do, with the facts as `fields`."""
+
+    code: ClassVar[str] = "mesh_error"
+
+    def __init__(self, message: str, **fields: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.fields = fields
+
+    def __getattr__(self, name: str) -> Any:
+        # Only reached for names that normal look-up misses: the declared fields. Special names
+        # must miss, or copying and pickling would recurse through `fields`.
+        if not name.startswith("_") and name in self.fields:
+            return self.fields[name]
+        raise AttributeError(name)
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class SettingsError(MeshError):
+    """A setting has a value that cannot be used."""
+
+    code = "settings"
+
+
+class LoadError(MeshError):
+    """`module:attribute` does not name an agent that can be loaded."""
+
+    code = "load"
+
+
+class InvalidInputError(MeshError):
+    """What the caller sent is not a request."""
+
+    code = "invalid_input"
+
+
+class InvalidIdError(InvalidInputError):
+    """An agent, node or caller id breaks the grammar of ids."""
+
+    code = "invalid_id"
+
+
+class PayloadTooLargeError(InvalidInputError):
+    """Body and headers together are over the broker's limit."""
+
+    code = "payload_too_large"
+
+
+class ProtocolError(MeshError):
+    """Bytes from the wire do not fit the wire specification."""
+
+    code = "protocol"
+
+
+class TransportError(MeshError):
+    """The broker could not be used."""
+
+    code = "transport"
+
+
+class BrokerUnreachableError(TransportError):
+    """No connection to the broker, or it did not answer in time."""
+
+    code = "broker_unreachable"
+
+
+class StreamMissingError(TransportError):
+    """The broker is up, but nobody has declared the mesh's streams on it."""
+
+    code = "stream_missing"
+
+
+class StreamConfigError(TransportError):
+    """A stream exists with other settings than the mesh declares."""
+
+    code = "stream_config"
+
+
+class EmbeddedBrokerError(MeshError):
+    """The broker that `mesh up` starts could not run."""
+
+    code = "embedded_broker"
+
+
+class ServerBinaryError(EmbeddedBrokerError):
+    """nats-server is missing, does not run, or is too old."""
+
+    code = "server_binary"
+
+
+class PortInUseError(EmbeddedBrokerError):
+    """Another program listens on a port we need."""
+
+    code = "port_in_use"
+
+
+class DataDirError(EmbeddedBrokerError):
+    """The data directory cannot be written, or another mesh uses it."""
+
+    code = "data_dir"
+
+
+class PartFailedError(MeshError):
+    """A process that `mesh up` supervises ended before it was ready."""
+
+    code = "part_failed"
+
+
+class RegistryError(MeshError):
+    """The registry refuses."""
+
+    code = "registry"
+
+
+class AgentNotFoundError(RegistryError):
+    """No agent of this id has ever been announced."""
+
+    code = "agent_not_found"
+
+
+class NodeNotFoundError(RegistryError):
+    """No node of this id has ever been announced."""
+
+    code = "node_not_found"
+
+
+class AgentNotOnNodeError(RegistryError):
+    """The agent is known, but has never run on the node asked for."""
+
+    code = "agent_not_on_node"
+
+
+class CardRefusedError(RegistryError):
+    """The registrar does not accept an announcement."""
+
+    code = "card_refused"
+
+
+class CallError(MeshError):
+    """A call did not end with an answer."""
+
+    code = "call"
+
+
+class AgentOfflineError(CallError):
+    """The agent is known, is not running, and the caller did not want to wait."""
+
+    code = "agent_offline"
+
+
+class MailboxFullError(CallError):
+    """The agent's mailbox is at its limit; nothing was stored."""
+
+    code = "mailbox_full"
+
+
+class CallTimeoutError(CallError, TimeoutError):
+    """The deadline passed without an answer."""
+
+    code = "timeout"
+
+
+class CallCancelledError(CallError):
+    """The call was stopped on request."""
+
+    code = "cancelled"
+
+
+class HopLimitError(CallError):
+    """Agents call each other in a loop, or too deep."""
+
+    code = "hop_limit"
+
+
+class StreamRestartedError(CallError):
+    """The agent died while it streamed; a second attempt must not be glued to the first."""
+
+    code = "stream_restarted"
+
+
+class AgentFailedError(CallError):
+    """The agent's handler raised."""
+
+    code = "agent_failed"
+
+
+def _tree(root: type[MeshError]) -> Iterator[type[MeshError]]:
+    yield root
+    for child in root.__subclasses__():
+        yield from _tree(child)
+
+
+def error_from_wire(code: str, message: str, fields: dict[str, Any]) -> MeshError:
+    """Rebuild the error that a peer sent.
+
+    A code that this process does not know, because the peer is newer or defines its own errors,
+    becomes an `AgentFailedError` whose `remote_code` keeps it.
+    """
+    for error_class in _tree(MeshError):
+        if error_class.code == code:
+            return error_class(message, **fields)
+    return AgentFailedError(message, **{**fields, "remote_code": code})

@@ -1,0 +1,93 @@
+"""The headers of the mesh: names, and the typed view of a request's.
+
+FastStream's names where it has one (`reply_to`, `correlation_id`, `content-type`), so that a
+plain FastStream application can call and be called. Headers are always built from what is here:
+nothing a client sends under `Nats-` passes.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from schemas.base import is_id
+
+REPLY_TO: Final = "reply_to"
+CORRELATION_ID: Final = "correlation_id"
+CONTENT_TYPE: Final = "content-type"
+TRACEPARENT: Final = "traceparent"
+
+MSG_ID: Final = "Nats-Msg-Id"
+TTL: Final = "Nats-TTL"
+SEQUENCE: Final = "Nats-Sequence"
+
+SOURCE_AGENT: Final = "mesh-source-agent"
+SOURCE_NODE: Final = "mesh-source-node"
+TARGET_NODE: Final = "mesh-target-node"
+TIMEOUT_MS: Final = "mesh-timeout-ms"
+HOPS: Final = "mesh-hops"
+RETRY: Final = "mesh-retry"
+
+KIND: Final = "mesh-kind"
+SEQ: Final = "mesh-seq"
+ATTEMPT: Final = "mesh-attempt"
+INSTANCE: Final = "mesh-instance"
+NODE: Final = "mesh-node"
+CODE: Final = "mesh-code"
+REASON: Final = "mesh-reason"
+
+JSON: Final = "application/json"
+TEXT: Final = "text/plain"
+
+MAX_HOPS: Final = 8
+MAX_TIMEOUT_S: Final = 24 * 3600.0
+"""A mailbox keeps nothing longer than a day, so no deadline can be later."""
+
+
+def ttl(seconds: float) -> str:
+    """Return a `Nats-TTL` value: the broker takes whole seconds, at least one."""
+    return str(max(1, math.ceil(seconds)))
+
+
+def encoded_size(headers: Mapping[str, str]) -> int:
+    """Return the bytes that `headers` take on the wire (`NATS/1.0` line and blank line included)."""
+    pairs = sum(len(name) + len(value.encode()) + 4 for name, value in headers.items())
+    return len("NATS/1.0\r\n") + pairs + len("\r\n")
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHeaders:
+    """What a request says in its headers. All of it may be missing, and none is trusted."""
+
+    reply_to: str = ""
+    call_id: str = ""
+    content_type: str = ""
+    source_agent: str = ""
+    source_node: str = ""
+    timeout_ms: int | None = None
+    hops: tuple[str, ...] = ()
+    is_retry: bool = False
+    traceparent: str = ""
+
+    @classmethod
+    def read(cls, raw: Mapping[str, str] | None) -> "RequestHeaders":
+        """Read the headers of a message; what is malformed counts as missing."""
+        if not raw:
+            return cls()
+        timeout = raw.get(TIMEOUT_MS, "")
+        hops = raw.get(HOPS, "")
+        return cls(
+            reply_to=raw.get(REPLY_TO, ""),
+            call_id=raw.get(CORRELATION_ID, ""),
+            content_type=raw.get(CONTENT_TYPE, "").partition(";")[0].strip().lower(),
+            source_agent=_id_or_empty(raw.get(SOURCE_AGENT, "")),
+            source_node=_id_or_empty(raw.get(SOURCE_NODE, "")),
+            timeout_ms=int(timeout) if timeout.isascii() and timeout.isdecimal() else None,
+            hops=tuple(hops.split(",")) if hops else (),
+            is_retry=RETRY in raw,
+            traceparent=raw.get(TRACEPARENT, ""),
+        )
+
+
+def _id_or_empty(text: str) -> str:
+    return text if is_id(text) else ""

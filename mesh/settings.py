@@ -1,0 +1,167 @@
+"""Settings of one process: read from the environment once, then passed down.
+
+A flag wins over the environment, the environment over the default. Does not read files and is
+never looked up from inside: whoever needs a setting is given it.
+"""
+
+import difflib
+import os
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from mesh.errors import SettingsError
+from schemas.base import is_id
+
+DEFAULT_NATS_URL: Final = "nats://127.0.0.1:4222"
+DEFAULT_TIMEOUT_S: Final = 60.0
+"""Deadline of a call from the command line and from Python."""
+DEFAULT_HTTP_TIMEOUT_S: Final = 120.0
+"""Deadline over HTTP: well under the 600 s that OpenAI clients read for."""
+HEARTBEATS_TO_OFFLINE: Final = 3
+
+_KNOWN: Final = {
+    "MESH_NATS_URL": "broker to use, instead of an embedded one",
+    "MESH_NATS_SERVER": "path of the nats-server binary",
+    "MESH_NATS_PORT": "port of the embedded broker (0: any free one)",
+    "MESH_NATS_MONITOR_PORT": "monitoring port of the embedded broker (0: any free one)",
+    "MESH_DATA_DIR": "where the embedded broker keeps its streams",
+    "MESH_NODE": "name of this machine in the mesh",
+    "MESH_HTTP_HOST": "address the HTTP shim listens on",
+    "MESH_HTTP_PORTS": "ports the HTTP shim listens on, with commas",
+    "MESH_REPLICAS": "copies of every stream: 1 on one server, 3 on a cluster",
+    "MESH_MAILBOX_MAX": "requests that wait for one agent at most",
+    "MESH_HEARTBEAT_S": "seconds between heartbeats",
+    "MESH_SYNC_INTERVAL": "how often the embedded broker syncs to disk: a duration, or 'always'",
+    "MESH_UNKNOWN_AGENT_GRACE_S": "seconds a request to nobody waits before it is a dead letter",
+}
+_RESERVED_PREFIXES: Final = ("MESH_TEST_", "MESH_READY_")
+"""Variables of the test suite, and of our own child processes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that can be set. The defaults suit one machine."""
+
+    nats_url: str = DEFAULT_NATS_URL
+    is_broker_external: bool = False
+    """Whether a broker was named, so that none is started."""
+    nats_server: str = ""
+    nats_port: int = 4222
+    nats_monitor_port: int = 8222
+    data_dir: Path = Path()
+    node: str = "node1"
+    http_host: str = "127.0.0.1"
+    http_ports: tuple[int, ...] = (9102,)
+    replicas: int = 1
+    mailbox_max: int = 1_000
+    heartbeat_s: float = 5.0
+    sync_interval: str = "2m"
+    unknown_agent_grace_s: float = 30.0
+
+    @property
+    def offline_after_s(self) -> float:
+        """How long after its last heartbeat a process counts as dead."""
+        return self.heartbeat_s * HEARTBEATS_TO_OFFLINE
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> "Settings":
+        """Read the settings of this process.
+
+        Raises:
+            SettingsError: a value cannot be used; `variable` names it.
+        """
+        read = _Reader(environ)
+        url = environ.get("MESH_NATS_URL", "")
+        return cls(
+            nats_url=url or DEFAULT_NATS_URL,
+            is_broker_external=bool(url),
+            nats_server=environ.get("MESH_NATS_SERVER", ""),
+            nats_port=read.integer("MESH_NATS_PORT", 4222, minimum=0, maximum=65_535),
+            nats_monitor_port=read.integer("MESH_NATS_MONITOR_PORT", 8222, 0, 65_535),
+            data_dir=_data_dir(environ),
+            node=_node(environ),
+            http_host=environ.get("MESH_HTTP_HOST", "127.0.0.1"),
+            http_ports=read.ports("MESH_HTTP_PORTS", (9102,)),
+            replicas=read.integer("MESH_REPLICAS", 1, minimum=1, maximum=5),
+            mailbox_max=read.integer("MESH_MAILBOX_MAX", 1_000, minimum=1, maximum=1_000_000),
+            heartbeat_s=read.seconds("MESH_HEARTBEAT_S", 5.0, minimum=0.2),
+            sync_interval=read.interval("MESH_SYNC_INTERVAL", "2m"),
+            unknown_agent_grace_s=read.seconds("MESH_UNKNOWN_AGENT_GRACE_S", 30.0, minimum=0.5),
+        )
+
+
+def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Return a warning for every `MESH_*` variable that nothing reads, with the nearest name."""
+    warnings = []
+    for name in sorted(environ):
+        if not name.startswith("MESH_") or name in _KNOWN or name.startswith(_RESERVED_PREFIXES):
+            continue
+        near = difflib.get_close_matches(name, _KNOWN, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        warnings.append(f"{name} is not a setting of the mesh{hint}")
+    return warnings
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    environ: Mapping[str, str]
+
+    def integer(self, name: str, default: int, minimum: int, maximum: int) -> int:
+        text = self.environ.get(name, "")
+        if not text:
+            return default
+        if text.isascii() and text.isdecimal() and minimum <= int(text) <= maximum:
+            return int(text)
+        raise _unusable(name, text, f"a whole number from {minimum} to {maximum}")
+
+    def seconds(self, name: str, default: float, minimum: float) -> float:
+        text = self.environ.get(name, "")
+        if not text:
+            return default
+        try:
+            value = float(text)
+        except ValueError:
+            value = -1.0
+        if minimum <= value <= 86_400:
+            return value
+        raise _unusable(name, text, f"seconds from {minimum:g} to 86400")
+
+    def ports(self, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+        text = self.environ.get(name, "")
+        if not text:
+            return default
+        parts = [part.strip() for part in text.split(",")]
+        if all(part.isascii() and part.isdecimal() and int(part) <= 65_535 for part in parts):
+            return tuple(int(part) for part in parts)
+        raise _unusable(name, text, "ports with commas between them, such as 9102,9205")
+
+    def interval(self, name: str, default: str) -> str:
+        text = self.environ.get(name, "") or default
+        if text == "always" or re.fullmatch(r"[1-9][0-9]{0,5}(ms|s|m|h)", text):
+            return text
+        raise _unusable(name, text, "'always', or a duration such as 30s or 2m")
+
+
+def _unusable(name: str, text: str, wanted: str) -> SettingsError:
+    return SettingsError(f"{name}={text!r} cannot be used: give {wanted}", variable=name)
+
+
+def _node(environ: Mapping[str, str]) -> str:
+    name = environ.get("MESH_NODE", "")
+    if not name:
+        host = re.sub(r"[^a-z0-9]+", "-", socket.gethostname().partition(".")[0].lower())
+        return host[:32].strip("-") or "node1"
+    if is_id(name):
+        return name
+    raise _unusable("MESH_NODE", name, "a node id: a-z, 0-9, '-' and '_', 32 characters at most")
+
+
+def _data_dir(environ: Mapping[str, str]) -> Path:
+    if given := environ.get("MESH_DATA_DIR", ""):
+        return Path(given).expanduser().absolute()
+    state = environ.get("XDG_STATE_HOME", "")
+    return (Path(state) if state else Path.home() / ".local" / "state") / "mesh"

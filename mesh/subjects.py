@@ -1,0 +1,182 @@
+"""The subjects of the mesh: the only place where one is built or taken apart.
+
+Every builder checks its ids first, so no id can become two tokens or a wildcard.
+Does not publish or subscribe; the streams that capture these subjects are in `mesh.streams`.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from mesh.errors import InvalidIdError, InvalidInputError
+from schemas.base import ID_RULE, is_id
+
+ALL_INBOXES: Final = "agent.*.inbox"
+ALL_PINNED_INBOXES: Final = "agent.*.inbox.*"
+ALL_BARE_REPLIES: Final = "agent.*.reply"
+ALL_REPLIES: Final = "agent.*.reply.>"
+ALL_CANCELS: Final = "agent.*.cancel.*"
+ALL_EVENTS: Final = "agent.*.event.>"
+ALL_ANNOUNCEMENTS: Final = "registry.announce.*"
+ALL_NODE_ANNOUNCEMENTS: Final = "registry.announce-node.*"
+ALL_WITHDRAWALS: Final = "registry.withdraw.*"
+ALL_HEARTBEATS: Final = "registry.heartbeat.*"
+ALL_LOOKUPS: Final = "registry.get.*"
+REGISTRY_LIST: Final = "registry.list"
+REGISTRY_EVENTS: Final = "registry.event.>"
+ALL_INSTANCE_EVENTS: Final = "registry.event.instance.*"
+ALL_DEAD: Final = "dead.*"
+MAX_DELIVERIES_ADVISORIES: Final = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.INBOX.*"
+TERMINATED_ADVISORIES: Final = "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.INBOX.*"
+
+REGISTRY_BUCKET: Final = "registry"
+INVALID_AGENT: Final = "invalid-id"
+"""Stands for a token that is no id, in the subjects of dead letters."""
+
+_CALL_PATTERN: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_EVENT_PATTERN: Final = re.compile(r"[a-z0-9_-]{1,64}(\.[a-z0-9_-]{1,64}){0,3}")
+
+
+def require_id(text: str, what: str = "agent") -> str:
+    """Return `text` when it is a valid id.
+
+    Raises:
+        InvalidIdError: it is not. `value` is cut to 80 characters.
+    """
+    if isinstance(text, str) and is_id(text):
+        return text
+    shown = str(text)[:80]
+    raise InvalidIdError(
+        f"{shown!r} is not a valid {what} id: use {ID_RULE}", value=shown, field=what
+    )
+
+
+def _require_call(call_id: str) -> str:
+    if _CALL_PATTERN.fullmatch(call_id):
+        return call_id
+    raise InvalidInputError(f"{call_id[:80]!r} is not a call id", field="call_id")
+
+
+def inbox(agent: str, node: str | None = None) -> str:
+    """Requests to any instance of `agent`, or to the one on `node`."""
+    subject = f"agent.{require_id(agent)}.inbox"
+    return f"{subject}.{require_id(node, 'node')}" if node else subject
+
+
+def reply(caller: str, instance: str, call_id: str) -> str:
+    """Frames that answer one call of one process of `caller`."""
+    tail = f"{_require_call(instance)}.{_require_call(call_id)}"
+    return f"agent.{require_id(caller, 'caller')}.reply.{tail}"
+
+
+def bare_reply(agent: str) -> str:
+    """Answers to messages that named no reply subject."""
+    return f"agent.{require_id(agent)}.reply"
+
+
+def delivered(caller: str, instance: str) -> str:
+    """What a calling process subscribes to: its stored frames, republished by the reply stream."""
+    return f"delivered.{require_id(caller, 'caller')}.reply.{_require_call(instance)}.>"
+
+
+def cancel(agent: str, call_id: str) -> str:
+    """Stops one call."""
+    return f"agent.{require_id(agent)}.cancel.{_require_call(call_id)}"
+
+
+def event(agent: str, name: str) -> str:
+    """An event of `agent`. `name` has up to four tokens.
+
+    Raises:
+        InvalidInputError: the name is not one.
+    """
+    return f"agent.{require_id(agent)}.event.{require_event_name(name)}"
+
+
+def require_event_name(name: str) -> str:
+    """Return `name` when it can name an event.
+
+    Raises:
+        InvalidInputError: it cannot.
+    """
+    if _EVENT_PATTERN.fullmatch(name):
+        return name
+    raise InvalidInputError(
+        f"{name[:80]!r} is not an event name: use up to four tokens of a-z, 0-9, '-' and '_', "
+        "with dots between them",
+        field="event",
+    )
+
+
+def event_filter(source: str, name: str) -> str:
+    """The events of `source` called `name`; either may be `*`, for any."""
+    agent = source if source == "*" else require_id(source)
+    tail = ">" if name == "*" else require_event_name(name)
+    return f"agent.{agent}.event.{tail}"
+
+
+def announce(agent: str) -> str:
+    """A host announces an agent."""
+    return f"registry.announce.{require_id(agent)}"
+
+
+def announce_node(node: str) -> str:
+    """A process announces the node it runs on."""
+    return f"registry.announce-node.{require_id(node, 'node')}"
+
+
+def withdraw(agent: str) -> str:
+    """A host stops an agent."""
+    return f"registry.withdraw.{require_id(agent)}"
+
+
+def heartbeat(instance: str) -> str:
+    """A process is alive."""
+    return f"registry.heartbeat.{_require_call(instance)}"
+
+
+def lookup(agent: str) -> str:
+    """Asks the registrar about one agent."""
+    return f"registry.get.{require_id(agent)}"
+
+
+def dead(agent: str) -> str:
+    """Requests to `agent` that could not be answered."""
+    return f"dead.{agent if is_id(agent) else INVALID_AGENT}"
+
+
+@dataclass(frozen=True, slots=True)
+class InboxSubject:
+    """An inbox subject taken apart. The tokens are as they came: raw publishers check nothing."""
+
+    agent: str
+    node: str | None
+
+
+def parse_inbox(subject: str) -> InboxSubject:
+    """Take an inbox subject apart.
+
+    Raises:
+        InvalidInputError: it is no inbox subject.
+    """
+    tokens = subject.split(".")
+    if len(tokens) in (3, 4) and tokens[0] == "agent" and tokens[2] == "inbox":
+        return InboxSubject(agent=tokens[1], node=tokens[3] if len(tokens) == 4 else None)
+    raise InvalidInputError(f"{subject[:120]!r} is not an inbox subject", field="subject")
+
+
+def is_reply(subject: str) -> bool:
+    """Tell whether a request may ask for its answer on `subject`.
+
+    Anything else in a `reply_to` header would let a caller make an agent publish where the
+    caller itself may not.
+    """
+    tokens = subject.split(".")
+    if tokens[0] != "agent" or len(tokens) not in (3, 5) or tokens[2] != "reply":
+        return False
+    return is_id(tokens[1]) and all(_CALL_PATTERN.fullmatch(token) for token in tokens[3:])
+
+
+def is_inbox_reply(subject: str) -> bool:
+    """Tell whether `subject` is a core NATS inbox, which nothing stores."""
+    return subject.startswith("_INBOX") and not set(subject) & set(" \t\r\n*>")

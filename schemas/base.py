@@ -1,0 +1,34 @@
+"""The ground of the wire: one base model, and the grammar of ids.
+
+Does no I/O and knows no subjects; `mesh.subjects` builds those from ids checked here.
+"""
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+ID_PATTERN = re.compile(r"[a-z0-9]([a-z0-9_-]{0,30}[a-z0-9])?")
+"""Agents, nodes and callers: a subject token, a consumer name and a KV key at once."""
+
+ID_RULE = "1 to 32 characters of a-z, 0-9, '-' and '_', starting and ending with a letter or digit"
+
+
+def is_id(text: str) -> bool:
+    """Tell whether `text` is a valid id. The whole text must match: `a\\n` is none."""
+    return ID_PATTERN.fullmatch(text) is not None
+
+
+def _require_id(text: str) -> str:
+    if not is_id(text):
+        raise ValueError(f"not a valid id ({ID_RULE})")
+    return text
+
+
+Id = Annotated[str, AfterValidator(_require_id)]
+
+
+class WireModel(BaseModel):
+    """A frozen message body. Fields it does not know are ignored, so that peers may be newer."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")

@@ -1,0 +1,33 @@
+"""What an agent says about itself: the card that its host announces.
+
+The registrar validates it and keeps it in the registry bucket; it never expires, so an agent
+that is offline stays known.
+"""
+
+from pydantic import Field
+
+from schemas.base import Id, WireModel
+
+MAX_DESCRIPTION_CHARS = 2_000
+
+
+class Subscription(WireModel):
+    """One event an agent listens to. `source` and `name` may be `*`, for any."""
+
+    source: str
+    name: str
+
+
+class AgentCard(WireModel):
+    """An agent, wherever it runs."""
+
+    id: Id
+    description: str = Field(default="", max_length=MAX_DESCRIPTION_CHARS)
+    version: str = Field(default="", max_length=64)
+    model: str = Field(default="", max_length=200)
+    """What answers behind the agent, when it is a language model: shown, never interpreted."""
+    concurrency: int = Field(default=16, ge=1, le=1_000)
+    """Calls that one process works on at once."""
+    streams: bool = False
+    """Whether answers can be streamed token by token."""
+    subscriptions: tuple[Subscription, ...] = ()

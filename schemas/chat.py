@@ -1,0 +1,95 @@
+"""The OpenAI chat shapes, as far as the mesh acts on them.
+
+Requests accept every field and keep the ones they do not know, so that tools, sampling options
+and vendor extensions reach the agent untouched. Source of the shapes: the OpenAI API reference,
+`POST /v1/chat/completions`.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "function_call"]
+
+
+class _Open(BaseModel):
+    """Frozen, and keeps unknown fields: what a client sends passes through whole."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class ChatMessage(_Open):
+    """One message. `content` is text, a list of parts, or null beside tool calls."""
+
+    role: str = Field(min_length=1)
+    content: str | list[dict[str, Any]] | None = None
+
+    @property
+    def text(self) -> str:
+        """The text of the message: its text parts joined, empty when it has none."""
+        if isinstance(self.content, str):
+            return self.content
+        parts = self.content or []
+        return "".join(str(part.get("text", "")) for part in parts if part.get("type") == "text")
+
+
+class StreamOptions(_Open):
+    """Options of a streamed answer."""
+
+    include_usage: bool = False
+
+
+class ChatRequest(_Open):
+    """A question to an agent: the body of a request, at the door and on the wire."""
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    model: str = ""
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    n: int = Field(default=1, ge=1)
+
+    @property
+    def last_text(self) -> str:
+        """The text of the last message."""
+        return self.messages[-1].text
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a streamed answer must end with a usage chunk."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @classmethod
+    def from_text(cls, text: str) -> "ChatRequest":
+        """Make a request of one user message."""
+        return cls(messages=[ChatMessage(role="user", content=text)])
+
+
+class Usage(_Open):
+    """Token counts. Zero where the agent does not count."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+
+
+class ChatReply(_Open):
+    """A whole answer, as an agent's handler gives it and as a caller gets it."""
+
+    content: str | None = ""
+    finish_reason: FinishReason = "stop"
+    tool_calls: list[dict[str, Any]] | None = None
+    usage: Usage = Usage()
+
+    @property
+    def text(self) -> str:
+        """The answer's text, empty when there is none."""
+        return self.content or ""
+
+
+class ChatDelta(_Open):
+    """A part of a streamed answer, where a plain string is not enough."""
+
+    content: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None

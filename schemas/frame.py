@@ -1,0 +1,55 @@
+"""Frames: the messages that answer a call, on `agent.<caller>.reply.<instance>.<call>`.
+
+The kind, sequence, attempt and place of a frame travel in headers (`mesh.headers`), so a body
+is only ever what its kind says: an OpenAI object, plain text, or one of the models here.
+"""
+
+from enum import StrEnum
+from typing import Any
+
+from pydantic import Field
+
+from schemas.base import Id, WireModel
+
+
+class FrameKind(StrEnum):
+    """What a frame is. `FINAL` and `ERROR` are terminal: a call has exactly one of them."""
+
+    STORED = "stored"
+    """The request is in the mailbox; written by the sender of a call that nobody waits for."""
+    WORKING = "working"
+    """A handler has been at it for 200 ms and goes on."""
+    CHUNK = "chunk"
+    """A part of a streamed answer: an OpenAI `chat.completion.chunk`."""
+    FINAL = "final"
+    """The whole answer: an OpenAI `chat.completion`, or text."""
+    ERROR = "error"
+    """The call failed; an `ErrorBody`."""
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether nothing can follow this frame."""
+        return self in (FrameKind.FINAL, FrameKind.ERROR)
+
+
+class ErrorDetail(WireModel):
+    """A typed error. `code` names a class of `mesh.errors`; `fields` are its arguments."""
+
+    code: str
+    message: str
+    fields: dict[str, Any] = Field(default_factory=dict)
+
+
+class ErrorBody(WireModel):
+    """Body of an `error` frame."""
+
+    error: ErrorDetail
+
+
+class WorkingBody(WireModel):
+    """Body of a `working` frame: who is at it, where, and which attempt this is."""
+
+    agent: Id
+    node: Id
+    instance: str
+    attempt: int
