@@ -12,7 +12,9 @@ Our exception hierarchy:
     ├─ TransportError
     │  ├─ BrokerUnreachableError   .servers
     │  ├─ StreamMissingError       .subject
-    │  └─ StreamConfigError        .differences
+    │  ├─ StreamConfigError        .differences
+    │  ├─ PublishRefusedError      .subject .err_code
+    │  └─ AckLostError             .subject
     ├─ EmbeddedBrokerError
     │  ├─ ServerBinaryError        .path
     │  ├─ PortInUseError           .port
@@ -120,6 +122,18 @@ class StreamConfigError(TransportError):
     """A stream exists with other settings than the mesh declares."""
 
     code = "stream_config"
+
+
+class PublishRefusedError(TransportError):
+    """JetStream answered a publish with an error; nothing was stored."""
+
+    code = "publish_refused"
+
+
+class AckLostError(TransportError):
+    """A publish was not acknowledged in time: it may or may not be stored."""
+
+    code = "ack_lost"
 
 
 class EmbeddedBrokerError(MeshError):

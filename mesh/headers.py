@@ -50,7 +50,7 @@ def ttl(seconds: float) -> str:
 
 
 def encoded_size(headers: Mapping[str, str]) -> int:
-    """Return the bytes that `headers` take on the wire (`NATS/1.0` line and blank line included)."""
+    """Return the bytes of `headers` on the wire, the `NATS/1.0` and the blank line included."""
     pairs = sum(len(name) + len(value.encode()) + 4 for name, value in headers.items())
     return len("NATS/1.0\r\n") + pairs + len("\r\n")
 

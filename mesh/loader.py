@@ -24,7 +24,7 @@ def load(target: str, *, folder: Path | None = None) -> Any:
         sys.path.insert(0, str(folder))
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # noqa: BLE001 - the user's own module may raise anything
+    except Exception as error:  # The user's own module may raise anything.
         reason = f"{type(error).__name__}: {error}"
         raise LoadError(f"cannot import {module_name!r}: {reason}", target=target) from error
     try:

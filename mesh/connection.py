@@ -1,0 +1,148 @@
+"""One connection to the broker, with the life cycle that the mesh needs.
+
+Whoever opens it closes it. Reconnects for ever, tells its users when it did, and says when it is
+closed for good, so that a process can end instead of living on deaf.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import nats.errors
+from nats.aio.client import Client
+
+from mesh.background import BackgroundTasks
+from mesh.errors import BrokerUnreachableError
+from mesh.publisher import Publisher
+
+logger = logging.getLogger(__name__)
+
+PING_INTERVAL_S: Final = 5
+"""With two outstanding pings, a half-open connection is seen after about ten seconds."""
+
+Hook = Callable[[], Awaitable[None]]
+
+
+class Connection:
+    """A nats-py client, its publisher, and the hooks that run after every reconnect."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.publisher = Publisher(client)
+        self.closed = asyncio.Event()
+        self._hooks: list[Hook] = []
+        self._tasks = BackgroundTasks()
+
+    def on_reconnect(self, hook: Hook) -> None:
+        """Run `hook` after every reconnect."""
+        self._hooks.append(hook)
+
+    def drop_hook(self, hook: Hook) -> None:
+        """Stop running `hook`."""
+        if hook in self._hooks:
+            self._hooks.remove(hook)
+
+    async def release(self) -> None:
+        """Stop the hooks that still run."""
+        await self._tasks.cancel()
+
+    async def reconnected(self) -> None:
+        """Tell everybody that the connection is back: acknowledgements first, then the hooks."""
+        logger.info("connected again")
+        self.publisher.forget_unacknowledged()
+        for hook in list(self._hooks):
+            self._tasks.start(_run_hook(hook))
+
+
+async def _run_hook(hook: Hook) -> None:
+    try:
+        await hook()
+    except (nats.errors.Error, BrokerUnreachableError) as error:
+        # Gone again already: the next reconnect runs the hook again.
+        logger.warning("after a reconnect: %s", error)
+
+
+@asynccontextmanager
+async def open_connection(
+    url: str, *, name: str, patience_s: float = 0.0
+) -> AsyncIterator[Connection]:
+    """Connect to the broker at `url` (several with commas), and close at the end.
+
+    With `patience_s` it goes on trying for so long; without, the first refusal is the answer.
+
+    Raises:
+        BrokerUnreachableError: there is no broker, or it refuses us.
+    """
+    client = Client()
+    connection = Connection(client)
+    failure: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
+    servers = [part.strip() for part in url.split(",")]
+    misses = 0
+
+    async def on_error(error: Exception) -> None:
+        nonlocal misses
+        misses += 1
+        if not failure.done() and misses >= len(servers) and not patience_s:
+            failure.set_result(error)
+        elif client.is_connected or failure.done():
+            logger.warning("broker: %s", error or type(error).__name__)
+
+    async def on_closed() -> None:
+        connection.closed.set()
+
+    async def on_disconnected() -> None:
+        if not client.is_closed:
+            logger.warning("connection to the broker lost; trying again")
+
+    options = client.connect(
+        servers,
+        name=name,
+        error_cb=on_error,
+        closed_cb=on_closed,
+        disconnected_cb=on_disconnected,
+        reconnected_cb=connection.reconnected,
+        max_reconnect_attempts=-1,
+        reconnect_time_wait=1 if patience_s else 0.5,  # type: ignore[arg-type]
+        ping_interval=PING_INTERVAL_S,
+        max_outstanding_pings=2,
+        pending_size=8 * 1024 * 1024,
+    )
+    await _connect(asyncio.ensure_future(options), failure, url, patience_s or 5.0, client)
+    try:
+        await connection.publisher.start()
+        yield connection
+    finally:
+        await connection.release()
+        await client.close()
+
+
+async def _connect(
+    attempt: asyncio.Future[None],
+    failure: asyncio.Future[Exception],
+    url: str,
+    limit_s: float,
+    client: Client,
+) -> None:
+    either: set[asyncio.Future[Any]] = {attempt, failure}
+    await asyncio.wait(either, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+    if attempt.done() and not attempt.cancelled() and attempt.exception() is None:
+        if not failure.done():
+            failure.cancel()
+        return
+    reason = str(failure.result()) if failure.done() else f"no answer within {limit_s:g} s"
+    if attempt.done() and (error := attempt.exception()):
+        reason = str(error) or type(error).__name__
+    attempt.cancel()
+    await asyncio.wait({attempt})
+    await client.close()
+    raise BrokerUnreachableError(
+        f"no broker at {_without_secret(url)} ({reason}): start one with `mesh up`, "
+        "or set MESH_NATS_URL",
+        servers=_without_secret(url),
+    )
+
+
+def _without_secret(url: str) -> str:
+    return ",".join(part.rpartition("@")[2] for part in url.split(","))

@@ -1,0 +1,141 @@
+"""Pulls from one durable: never more messages than were asked for.
+
+Keeps pull requests outstanding for a number of messages that its user sets as slots free up, so
+an idle replica gets the next message and a busy one hoards nothing. One subscription for its
+whole life, but a fresh one after a reconnect: the old pull may still be valid on the old inbox,
+and would then deliver a message that nobody asked for.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import nats.errors
+import orjson
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from mesh.background import BackgroundTasks
+from mesh.connection import Connection
+from mesh.delivery import Delivery
+
+logger = logging.getLogger(__name__)
+
+EXPIRES_S: Final = 30.0
+"""Long, because an idle pull costs nothing between renewals."""
+OVERDUE_S: Final = 10.0
+"""How long after its expiry a pull that was never answered counts as lost."""
+RETRY_S: Final = 1.0
+"""Pause after an answer that says the durable cannot be pulled from now."""
+
+OnDelivery = Callable[[Delivery], Awaitable[None]]
+
+
+class PullLoop:
+    """The outstanding pulls of one process on one durable."""
+
+    def __init__(
+        self, connection: Connection, stream: str, durable: str, on_delivery: OnDelivery
+    ) -> None:
+        self._connection = connection
+        self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}"
+        self._on_delivery = on_delivery
+        self._subscription: Subscription | None = None
+        self._inbox = ""
+        self._outstanding = 0
+        self._wanted = 0
+        self._asked_at = 0.0
+        self._refilling = False
+        self._tasks = BackgroundTasks()
+
+    async def start(self) -> None:
+        """Subscribe. Nothing is pulled before `want` says how much."""
+        await self._subscribe()
+        self._connection.on_reconnect(self.restart)
+
+    async def stop(self) -> None:
+        """Give up the subscription. What was delivered before still has to be settled."""
+        self._wanted = 0
+        self._connection.drop_hook(self.restart)
+        await self._tasks.cancel()
+        if self._subscription is not None:
+            subscription, self._subscription = self._subscription, None
+            await _unsubscribe(subscription)
+
+    async def restart(self) -> None:
+        """Start again on a fresh inbox."""
+        if self._subscription is not None:
+            old, self._subscription = self._subscription, None
+            await _unsubscribe(old)
+            await self._subscribe()
+            self._top_up()
+
+    def want(self, messages: int) -> None:
+        """Have pulls outstanding for `messages` messages; fewer are never taken back."""
+        self._wanted = messages
+        self._top_up()
+
+    async def tick(self) -> None:
+        """Notice a pull that was lost without a word. To be called every second or so."""
+        now = asyncio.get_running_loop().time()
+        if self._outstanding and now - self._asked_at > EXPIRES_S + OVERDUE_S:
+            logger.warning("no answer to a pull on %s; asking again", self._subject)
+            await self.restart()
+
+    async def _subscribe(self) -> None:
+        client = self._connection.client
+        self._inbox = client.new_inbox()
+        self._outstanding = 0
+        self._subscription = await client.subscribe(self._inbox, cb=self._on_message)
+
+    def _top_up(self) -> None:
+        if self._refilling or self._outstanding >= self._wanted or self._subscription is None:
+            return
+        # Slots that free up in the same turn of the loop share one pull.
+        self._refilling = True
+        self._tasks.start(self._refill())
+
+    async def _refill(self) -> None:
+        self._refilling = False
+        batch = self._wanted - self._outstanding
+        if batch <= 0 or self._subscription is None:
+            return
+        self._outstanding += batch
+        self._asked_at = asyncio.get_running_loop().time()
+        request = orjson.dumps({"batch": batch, "expires": int(EXPIRES_S * 1e9)})
+        try:
+            await self._connection.client.publish(self._subject, request, reply=self._inbox)
+        except nats.errors.Error:
+            # Not connected: `restart` asks again on the new connection.
+            self._outstanding -= batch
+
+    async def _on_message(self, message: Msg) -> None:
+        if message.headers and "Status" in message.headers and not message.reply:
+            self._on_status(message.headers)
+            return
+        self._outstanding = max(0, self._outstanding - 1)
+        await self._on_delivery(Delivery.read(self._connection.client, message))
+
+    def _on_status(self, headers: dict[str, str]) -> None:
+        status = headers["Status"]
+        if status == "408":
+            # The pull expired; the server says how much of it was not used.
+            unused = int(headers.get("Nats-Pending-Messages", self._outstanding))
+            self._outstanding = max(0, self._outstanding - unused)
+            self._top_up()
+        elif status in ("409", "503"):
+            logger.info("%s: %s", self._subject, headers.get("Description", "no such durable"))
+            self._tasks.start(self._retry())
+
+    async def _retry(self) -> None:
+        await asyncio.sleep(RETRY_S)
+        self._outstanding = 0
+        self._top_up()
+
+
+async def _unsubscribe(subscription: Subscription) -> None:
+    try:
+        await subscription.unsubscribe()
+    except nats.errors.Error:
+        logger.debug("already unsubscribed")

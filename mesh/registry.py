@@ -1,0 +1,180 @@
+"""The registry bucket: its keys, its values, and the messages that ask the registrar to change it.
+
+Only the registrar writes (`handlers.registrar`); everybody reads. What the values mean together,
+who is online, is worked out by `mesh.directory`.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import nats.errors
+from nats.aio.msg import Msg
+
+from mesh import codec, subjects
+from mesh import headers as h
+from mesh.connection import Connection
+from mesh.errors import BrokerUnreachableError, CardRefusedError, ProtocolError
+from mesh.history import read_history
+from mesh.publisher import PubAck
+from mesh.streams import REGISTRY
+from schemas.base import WireModel
+from schemas.registry import (
+    Announcement,
+    Heartbeat,
+    Instance,
+    NodeAnnouncement,
+    Receipt,
+    Withdrawal,
+)
+
+KEY_PREFIX: Final = f"$KV.{subjects.REGISTRY_BUCKET}."
+EVENT_PREFIX: Final = "registry.event."
+_OPERATION: Final = "KV-Operation"
+_MARKER: Final = "Nats-Marker-Reason"
+
+
+def agent_key(agent: str) -> str:
+    """Key of a card."""
+    return f"agent.{subjects.require_id(agent)}"
+
+
+def node_key(node: str) -> str:
+    """Key of a node."""
+    return f"node.{subjects.require_id(node, 'node')}"
+
+
+def instance_key(instance: str) -> str:
+    """Key of a live process."""
+    return f"instance.{instance}"
+
+
+def placement_key(agent: str, instance: str) -> str:
+    """Key of an agent on a process."""
+    return f"placement.{subjects.require_id(agent)}.{instance}"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A key with its value, or with None where it was deleted or has expired."""
+
+    key: str
+    value: bytes | None
+    revision: int
+
+    @classmethod
+    def read(cls, key: str, headers: Mapping[str, str], body: bytes, revision: int) -> "Entry":
+        """Read a stored or republished message of the bucket."""
+        is_gone = _OPERATION in headers or _MARKER in headers
+        return cls(key=key, value=None if is_gone else body, revision=revision)
+
+
+async def read_registry(connection: Connection, filter_key: str = ">") -> list[Entry]:
+    """Read every entry under `filter_key` (wildcards allowed), deletions included.
+
+    Raises:
+        StreamMissingError: there is no registry on this broker.
+        BrokerUnreachableError: no answer in time.
+    """
+    stored = await read_history(connection, REGISTRY, KEY_PREFIX + filter_key)
+    return [
+        Entry.read(one.subject.removeprefix(KEY_PREFIX), one.headers, one.body, one.sequence)
+        for one in stored
+    ]
+
+
+async def put(
+    connection: Connection, key: str, value: WireModel, *, ttl_s: float | None = None
+) -> PubAck:
+    """Write a key. With `ttl_s` (whole seconds, rounded up) it expires unless written again."""
+    headers = {h.TTL: h.ttl(ttl_s)} if ttl_s is not None else {}
+    return await connection.publisher.publish(KEY_PREFIX + key, codec.encode(value), headers)
+
+
+async def delete(connection: Connection, key: str) -> None:
+    """Delete a key. Watchers see it."""
+    await connection.publisher.publish(KEY_PREFIX + key, b"", {_OPERATION: "DEL"})
+
+
+async def announce(
+    connection: Connection, announcement: Announcement, *, timeout_s: float = 5.0
+) -> Receipt:
+    """Announce an agent, and wait until the registrar has made its mailbox.
+
+    Raises:
+        CardRefusedError: the registrar does not accept the card.
+        BrokerUnreachableError: no registrar answers within `timeout_s`. The announcement is
+            stored, and one that starts within ten minutes will still read it.
+    """
+    subject = subjects.announce(announcement.card.id)
+    receipt = await _ask_registrar(connection, subject, announcement, timeout_s)
+    if not receipt.ok:
+        raise CardRefusedError(receipt.message, agent=announcement.card.id, reason=receipt.code)
+    return receipt
+
+
+async def announce_node(
+    connection: Connection, instance: Instance, *, timeout_s: float = 5.0
+) -> Receipt:
+    """Announce the node this process runs on.
+
+    Raises:
+        BrokerUnreachableError: no registrar answers within `timeout_s`.
+    """
+    subject = subjects.announce_node(instance.node)
+    body = NodeAnnouncement(instance=instance)
+    return await _ask_registrar(connection, subject, body, timeout_s)
+
+
+async def withdraw(connection: Connection, agent: str, instance: str) -> None:
+    """Tell that this process no longer hosts `agent`. Stored, so it works without a registrar."""
+    body = codec.encode(Withdrawal(instance=instance))
+    await connection.publisher.publish(subjects.withdraw(agent), body, {}, give_up_s=2.0)
+
+
+async def beat(connection: Connection, heartbeat: Heartbeat, *, timeout_s: float = 2.0) -> Receipt:
+    """Send one heartbeat.
+
+    Raises:
+        BrokerUnreachableError: no registrar answers.
+    """
+    subject = subjects.heartbeat(heartbeat.instance.instance)
+    try:
+        answer = await connection.client.request(
+            subject, codec.encode(heartbeat), timeout=timeout_s
+        )
+    except nats.errors.Error as error:
+        raise BrokerUnreachableError(f"no registrar answers heartbeats: {error}") from error
+    return codec.decode(Receipt, answer.data, subject=subject)
+
+
+async def _ask_registrar(
+    connection: Connection, subject: str, body: WireModel, timeout_s: float
+) -> Receipt:
+    # The answer goes to a `reply_to` header: on a captured subject, NATS's own reply subject
+    # would bring JetStream's acknowledgement instead.
+    client = connection.client
+    inbox = client.new_inbox()
+    answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    async def on_answer(message: Msg) -> None:
+        if not answer.done():
+            answer.set_result(message.data)
+
+    subscription = await client.subscribe(inbox, cb=on_answer, max_msgs=1)
+    try:
+        await connection.publisher.publish(
+            subject, codec.encode(body), {h.REPLY_TO: inbox, h.CONTENT_TYPE: h.JSON}
+        )
+        data = await asyncio.wait_for(answer, timeout_s)
+        return codec.decode(Receipt, data, subject=subject)
+    except TimeoutError:
+        raise BrokerUnreachableError(
+            f"no registrar answered within {timeout_s:g} s; is the control plane running?"
+        ) from None
+    except ProtocolError as error:
+        raise BrokerUnreachableError(f"the registrar's answer is garbled: {error}") from error
+    finally:
+        if not client.is_closed:
+            await subscription.unsubscribe()

@@ -1,0 +1,184 @@
+"""Writes the frames that answer a call, and reads whether a call has been answered.
+
+The reply subject is the ledger: the final and the error frame share one `Nats-Msg-Id`, so that
+the second is a duplicate and nobody sees it. Does not run handlers; see `mesh.execution`.
+"""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from mesh import headers as h
+from mesh.connection import Connection
+from mesh.errors import AckLostError, BrokerUnreachableError, MeshError
+from mesh.frames import Frame, error_body
+from mesh.history import read_history, read_last
+from mesh.publisher import ACK_TIMEOUT_S, PubAck
+from mesh.streams import ACK_BACKOFF_S, REPLY, REPLY_DEDUPE_S
+from schemas.frame import FrameKind
+
+MAX_UNACKNOWLEDGED: Final = 256
+"""Chunks in flight of one answer; a faster handler waits."""
+REREAD_AFTER_S: Final = REPLY_DEDUPE_S - 20.0
+"""A handler that ran longer looks into the ledger again: dedupe may have forgotten the call."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyAddress:
+    """Where the answer of one call goes, and what stands on every frame of it."""
+
+    subjects: tuple[str, ...]
+    """The first one is the ledger. A bare message may be answered on two."""
+    call_id: str
+    attempt: int
+    node: str
+    instance: str
+    lifetime_s: float
+    """How long a frame is worth keeping: what is left of the deadline."""
+    is_core: bool = False
+    """A `_INBOX` subject: nothing is stored, and only the terminal frame is sent."""
+    is_bare: bool = False
+    """No reply subject was named: only the terminal frame is sent, as text."""
+
+
+class ReplyWriter:
+    """The answering side of one call."""
+
+    def __init__(self, connection: Connection, address: ReplyAddress) -> None:
+        self._connection = connection
+        self._publisher = connection.publisher
+        self._address = address
+        self._chunks = 0
+        self._unacknowledged: dict[int, tuple[bytes, asyncio.Future[PubAck]]] = {}
+        self._started = time.monotonic()
+
+    @property
+    def chunks(self) -> int:
+        """How many chunks have been written."""
+        return self._chunks
+
+    @property
+    def takes_chunks(self) -> bool:
+        """Whether the caller can be shown anything before the end."""
+        return not (self._address.is_core or self._address.is_bare)
+
+    async def working(self, body: bytes) -> None:
+        """Tell that a handler is at it. Not worth waiting for."""
+        if self.takes_chunks:
+            headers = self._headers(FrameKind.WORKING, h.JSON)
+            await self._publisher.submit(self._address.subjects[0], body, headers)
+
+    async def chunk(self, body: bytes) -> None:
+        """Write a part of the answer, without waiting for its acknowledgement."""
+        seq = self._chunks
+        self._chunks += 1
+        headers = self._headers(FrameKind.CHUNK, h.JSON, seq)
+        future = await self._publisher.submit(self._address.subjects[0], body, headers)
+        self._unacknowledged[seq] = (body, future)
+        future.add_done_callback(lambda done: self._settle_chunk(seq, done))
+        if len(self._unacknowledged) >= MAX_UNACKNOWLEDGED:
+            await self._confirm(next(iter(self._unacknowledged)))
+
+    async def final(self, body: bytes, content_type: str) -> None:
+        """Write the whole answer, and return when JetStream has it.
+
+        Raises:
+            PublishRefusedError: JetStream does not take it; the request must come again.
+            PayloadTooLargeError: the answer is over the broker's limit.
+        """
+        await self._terminate(FrameKind.FINAL, body, content_type)
+
+    async def error(self, error: MeshError) -> None:
+        """Write that the call failed, and return when JetStream has it."""
+        if self._address.is_bare:
+            text = f"error: {error.code}: {error.message}".encode()
+            await self._terminate(FrameKind.ERROR, text, h.TEXT, error.code)
+        else:
+            await self._terminate(FrameKind.ERROR, error_body(error), h.JSON, error.code)
+
+    async def _terminate(
+        self, kind: FrameKind, body: bytes, content_type: str, code: str = ""
+    ) -> None:
+        for seq in list(self._unacknowledged):
+            await self._confirm(seq)
+        headers = self._headers(kind, content_type, self._chunks)
+        if code:
+            headers[h.CODE] = code
+        if self._address.is_core:
+            self._publisher.require_size(body, headers)
+            await self._connection.client.publish(self._address.subjects[0], body, headers=headers)
+            return
+        if time.monotonic() - self._started > REREAD_AFTER_S and await is_answered(
+            self._connection, self._address.subjects[0], self._address.call_id
+        ):
+            return
+        for place, subject in enumerate(self._address.subjects):
+            # Dedupe is one table for the whole stream: each copy needs an id of its own.
+            suffix = f".{place}" if place else ""
+            message_id = f"{self._address.call_id}.final{suffix}"
+            await self._publisher.publish(subject, body, {**headers, h.MSG_ID: message_id})
+
+    async def _confirm(self, seq: int) -> None:
+        body, future = self._unacknowledged[seq]
+        try:
+            await asyncio.wait_for(asyncio.shield(future), ACK_TIMEOUT_S)
+        except (TimeoutError, AckLostError, BrokerUnreachableError):
+            headers = self._headers(FrameKind.CHUNK, h.JSON, seq)
+            headers[h.MSG_ID] = f"{self._address.call_id}.{self._address.attempt}.{seq}"
+            await self._publisher.publish(self._address.subjects[0], body, headers)
+        self._unacknowledged.pop(seq, None)
+
+    def _settle_chunk(self, seq: int, done: "asyncio.Future[PubAck]") -> None:
+        if not done.cancelled() and done.exception() is None:
+            self._unacknowledged.pop(seq, None)
+
+    def _headers(self, kind: FrameKind, content_type: str, seq: int = 0) -> dict[str, str]:
+        address = self._address
+        headers = {
+            h.KIND: kind.value,
+            h.CORRELATION_ID: address.call_id,
+            h.CONTENT_TYPE: content_type,
+            h.ATTEMPT: str(address.attempt),
+            h.NODE: address.node,
+            h.INSTANCE: address.instance,
+        }
+        if seq:
+            headers[h.SEQ] = str(seq)
+        if not address.is_core:
+            headers[h.TTL] = h.ttl(frame_lifetime_s(address.lifetime_s))
+        return headers
+
+
+def frame_lifetime_s(remaining_s: float) -> float:
+    """Return how long a frame is kept: past any moment at which the call could come again."""
+    return min(max(REPLY_DEDUPE_S, remaining_s + ACK_BACKOFF_S[0]), h.MAX_TIMEOUT_S)
+
+
+async def is_answered(connection: Connection, subject: str, call_id: str) -> bool:
+    """Tell whether the call has its terminal frame already.
+
+    The last frame says so at once, mostly. If it is not terminal all are read: a slow first
+    attempt may have written a chunk behind the answer of the second.
+    """
+    last = await read_last(connection, REPLY, subject)
+    if last is None:
+        return False
+    frame = Frame.read(call_id, last.headers, last.body)
+    if frame is not None and frame.kind.is_terminal:
+        return True
+    frames = await read_frames(connection, subject, call_id)
+    return any(frame.kind.is_terminal for frame in frames)
+
+
+async def read_frames(
+    connection: Connection, subject: str, call_id: str, *, from_sequence: int = 1
+) -> list[Frame]:
+    """Read the stored frames of a call, oldest first.
+
+    Raises:
+        BrokerUnreachableError: no answer in time.
+    """
+    stored = await read_history(connection, REPLY, subject, from_sequence=from_sequence)
+    frames = (Frame.read(call_id, one.headers, one.body, one.sequence) for one in stored)
+    return [frame for frame in frames if frame is not None]

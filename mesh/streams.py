@@ -1,0 +1,310 @@
+"""The streams, buckets and control-plane consumers of the mesh, declared in one place.
+
+An existing one is compared, never silently rewritten: an operator's change is reported as a
+difference. The reasons of the settings stand beside them; the subjects are in `mesh.subjects`.
+"""
+
+import logging
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+import nats.errors
+from nats.js.api import (
+    AckPolicy,
+    ConsumerConfig,
+    DeliverPolicy,
+    DiscardPolicy,
+    RePublish,
+    RetentionPolicy,
+    StorageType,
+    StreamConfig,
+    StreamSource,
+    SubjectTransform,
+)
+from nats.js.errors import APIError, NotFoundError
+from nats.js.manager import JetStreamManager
+
+from mesh import subjects
+from mesh.connection import Connection
+from mesh.errors import BrokerUnreachableError, StreamConfigError
+from mesh.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+INBOX: Final = "INBOX"
+REPLY: Final = "REPLY"
+CONTROL: Final = "CONTROL"
+EVENT: Final = "EVENT"
+ADVISORY: Final = "ADVISORY"
+DEAD: Final = "DEAD"
+AUDIT: Final = "AUDIT"
+REGISTRY: Final = f"KV_{subjects.REGISTRY_BUCKET}"
+
+DAY_S: Final = 86_400.0
+GIB: Final = 1024**3
+MAX_CONSUMERS: Final = 100_000
+"""Without a number of ours the server accepts 1000 durables, and refuses with 10026 after."""
+
+REPLY_DEDUPE_S: Final = 120.0
+"""No terminal frame may live shorter, or its call could be answered a second time."""
+
+ACK_BACKOFF_S: Final = (10.0, 10.0, 20.0, 40.0)
+"""Waits between deliveries; the first is the ack_wait, so a handler says it is alive every 3 s."""
+MAX_DELIVER: Final = 6
+MAX_WAITING: Final = 512
+"""JetStream's default, stated: a foreign durable made without it could never be updated."""
+
+REGISTRAR_ANNOUNCE: Final = "registrar-announce"
+REGISTRAR_ANNOUNCE_NODE: Final = "registrar-announce-node"
+REGISTRAR_WITHDRAW: Final = "registrar-withdraw"
+
+
+def stream_configs(settings: Settings) -> list[StreamConfig]:
+    """Return every stream of the mesh as it should be."""
+    return [
+        _stream(
+            INBOX,
+            [subjects.ALL_INBOXES, subjects.ALL_PINNED_INBOXES],
+            settings,
+            retention=RetentionPolicy.WORK_QUEUE,
+            # A full mailbox refuses its own callers, and nobody else's.
+            discard=DiscardPolicy.NEW,
+            discard_new_per_subject=True,
+            max_msgs_per_subject=settings.mailbox_max,
+            max_age=DAY_S,
+            max_bytes=8 * GIB,
+            duplicate_window=600.0,
+            # The deadline in the broker. No delete markers: with more than one message a
+            # subject, they silently lengthen shorter TTLs to their own.
+            allow_msg_ttl=True,
+            max_consumers=MAX_CONSUMERS,
+        ),
+        _stream(
+            REPLY,
+            [subjects.ALL_BARE_REPLIES, subjects.ALL_REPLIES],
+            settings,
+            max_age=DAY_S,
+            max_bytes=8 * GIB,
+            duplicate_window=REPLY_DEDUPE_S,
+            allow_msg_ttl=True,
+            allow_direct=True,
+            # A reply that is seen is a reply that is stored: callers hear only this.
+            republish=RePublish(src="agent.*.>", dest="delivered.{{wildcard(1)}}.>"),
+        ),
+        _stream(
+            CONTROL,
+            [
+                subjects.ALL_CANCELS,
+                subjects.ALL_ANNOUNCEMENTS,
+                subjects.ALL_NODE_ANNOUNCEMENTS,
+                subjects.ALL_WITHDRAWALS,
+            ],
+            settings,
+            max_age=600.0,
+            max_bytes=GIB // 4,
+        ),
+        _stream(
+            EVENT,
+            [subjects.ALL_EVENTS],
+            settings,
+            max_age=7 * DAY_S,
+            max_bytes=4 * GIB,
+            max_consumers=MAX_CONSUMERS,
+        ),
+        _stream(
+            ADVISORY,
+            [subjects.MAX_DELIVERIES_ADVISORIES, subjects.TERMINATED_ADVISORIES],
+            settings,
+            max_age=14 * DAY_S,
+            max_bytes=GIB // 4,
+        ),
+        _stream(
+            DEAD,
+            [subjects.ALL_DEAD],
+            settings,
+            max_age=14 * DAY_S,
+            max_bytes=2 * GIB,
+            duplicate_window=600.0,
+        ),
+        _registry(settings),
+        # Streams do not capture republished messages, so the history is a source, not a subject.
+        _stream(
+            AUDIT,
+            None,
+            settings,
+            max_age=14 * DAY_S,
+            max_bytes=GIB // 2,
+            sources=[
+                StreamSource(
+                    name=REGISTRY,
+                    subject_transforms=[
+                        SubjectTransform(src="$KV.registry.>", dest="audit.registry.>")
+                    ],
+                )
+            ],
+        ),
+    ]
+
+
+def _stream(
+    name: str, captured: list[str] | None, settings: Settings, **options: Any
+) -> StreamConfig:
+    options.setdefault("retention", RetentionPolicy.LIMITS)
+    return StreamConfig(
+        name=name,
+        subjects=captured,
+        storage=StorageType.FILE,
+        num_replicas=settings.replicas,
+        **options,
+    )
+
+
+def _registry(settings: Settings) -> StreamConfig:
+    """The registry bucket, as NATS ADR-8 lays a KV bucket out."""
+    return _stream(
+        REGISTRY,
+        ["$KV.registry.>"],
+        settings,
+        discard=DiscardPolicy.NEW,
+        max_msgs_per_subject=1,
+        max_bytes=GIB // 4,
+        allow_direct=True,
+        allow_rollup_hdrs=True,
+        deny_delete=True,
+        allow_msg_ttl=True,
+        # An expired instance leaves a marker, which is what watchers see.
+        subject_delete_marker_ttl=60.0,
+        duplicate_window=120.0,
+        republish=RePublish(src="$KV.registry.>", dest="registry.event.>"),
+    )
+
+
+def control_consumers() -> list[tuple[str, ConsumerConfig]]:
+    """Return the durables of the control plane, with their streams."""
+    return [
+        (CONTROL, _worker(REGISTRAR_ANNOUNCE, subjects.ALL_ANNOUNCEMENTS)),
+        (CONTROL, _worker(REGISTRAR_ANNOUNCE_NODE, subjects.ALL_NODE_ANNOUNCEMENTS)),
+        (CONTROL, _worker(REGISTRAR_WITHDRAW, subjects.ALL_WITHDRAWALS)),
+    ]
+
+
+def _worker(durable: str, captured: str, **options: Any) -> ConsumerConfig:
+    options.setdefault("backoff", list(ACK_BACKOFF_S))
+    return ConsumerConfig(
+        durable_name=durable,
+        filter_subject=captured,
+        ack_policy=AckPolicy.EXPLICIT,
+        max_deliver=MAX_DELIVER,
+        max_waiting=MAX_WAITING,
+        **options,
+    )
+
+
+def pinned_durable(agent: str, node: str) -> str:
+    """Name the durable of an agent's work that is bound to one node."""
+    return f"{agent}@{node}"
+
+
+def event_durable(agent: str, source: str, name: str) -> str:
+    """Name the durable of an agent's subscription. Characters that no id has keep it apart."""
+    readable = f"{source}={name}".replace(".", "=").replace("*", "+")
+    return f"{agent}@on={readable}"
+
+
+def agent_consumers(
+    agent: str, node: str, events: list[tuple[str, str]]
+) -> list[tuple[str, ConsumerConfig]]:
+    """Return the durables of one agent on one node: its mailbox, its node's share, its events."""
+    found = [
+        (INBOX, _worker(agent, subjects.inbox(agent))),
+        (INBOX, _worker(pinned_durable(agent, node), subjects.inbox(agent, node))),
+    ]
+    for source, name in events:
+        durable = event_durable(agent, source, name)
+        captured = subjects.event_filter(source, name)
+        # A new subscriber is not flooded with a week of old events.
+        config = _worker(durable, captured, deliver_policy=DeliverPolicy.NEW)
+        found.append((EVENT, config))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A setting of an existing stream that is not the declared one."""
+
+    stream: str
+    setting: str
+    declared: Any
+    found: Any
+
+    def __str__(self) -> str:
+        return f"{self.stream}.{self.setting} is {self.found!r}, declared {self.declared!r}"
+
+
+async def ensure_streams(connection: Connection, settings: Settings) -> list[Difference]:
+    """Create what is missing, and return how what exists differs from what is declared.
+
+    Raises:
+        BrokerUnreachableError: the broker does not answer, or has no JetStream.
+        StreamConfigError: the broker refuses a declaration.
+    """
+    manager = connection.client.jsm(timeout=20.0)
+    differences: list[Difference] = []
+    try:
+        for config in stream_configs(settings):
+            differences += await _ensure_stream(manager, config)
+        for stream, consumer in control_consumers():
+            await ensure_consumer(manager, stream, consumer)
+    except APIError as error:
+        raise StreamConfigError(
+            f"the broker refuses the mesh's streams: {error.description}",
+            differences=[error.description],
+        ) from error
+    except nats.errors.Error as error:
+        raise BrokerUnreachableError(
+            f"the broker does not answer about streams ({error}); does it run with JetStream?"
+        ) from error
+    return differences
+
+
+async def check_streams(connection: Connection, settings: Settings) -> list[Difference]:
+    """Return how the broker's streams differ from the declared ones, a missing one included."""
+    manager = connection.client.jsm(timeout=20.0)
+    differences = []
+    for config in stream_configs(settings):
+        name = str(config.name)
+        try:
+            found = (await manager.stream_info(name)).config
+            differences += _compare(config, found)
+        except NotFoundError:
+            differences.append(Difference(name, "stream", "present", "missing"))
+    return differences
+
+
+async def _ensure_stream(manager: JetStreamManager, config: StreamConfig) -> list[Difference]:
+    name = str(config.name)
+    try:
+        found = (await manager.stream_info(name)).config
+    except NotFoundError:
+        await manager.add_stream(config)
+        return []
+    return _compare(config, found)
+
+
+def _compare(declared: StreamConfig, found: StreamConfig) -> list[Difference]:
+    differences = []
+    for field in fields(StreamConfig):
+        wanted = getattr(declared, field.name)
+        actual = getattr(found, field.name)
+        if wanted is None or field.name == "sources" or wanted == actual:
+            continue
+        differences.append(Difference(str(declared.name), field.name, wanted, actual))
+    return differences
+
+
+async def ensure_consumer(manager: JetStreamManager, stream: str, config: ConsumerConfig) -> None:
+    """Create a durable unless it exists. An existing one keeps its settings and its place."""
+    try:
+        await manager.consumer_info(stream, str(config.durable_name))
+    except NotFoundError:
+        await manager.add_consumer(stream, config)
