@@ -33,7 +33,8 @@ class Connection:
         self.publisher = Publisher(client)
         self.closed = asyncio.Event()
         self._hooks: list[Hook] = []
-        self._tasks = BackgroundTasks()
+        self.tasks = BackgroundTasks()
+        """Work that may be lost with the connection, and only then."""
 
     def on_reconnect(self, hook: Hook) -> None:
         """Run `hook` after every reconnect."""
@@ -46,14 +47,14 @@ class Connection:
 
     async def release(self) -> None:
         """Stop the hooks that still run."""
-        await self._tasks.cancel()
+        await self.tasks.cancel()
 
     async def reconnected(self) -> None:
         """Tell everybody that the connection is back: acknowledgements first, then the hooks."""
         logger.info("connected again")
         self.publisher.forget_unacknowledged()
         for hook in list(self._hooks):
-            self._tasks.start(_run_hook(hook))
+            self.tasks.start(_run_hook(hook))
 
 
 async def _run_hook(hook: Hook) -> None:

@@ -43,6 +43,7 @@ class Directory:
 
     def __init__(self) -> None:
         self._revisions: dict[str, int] = {}
+        self._recent: dict[str, registry.Entry] | None = None
         self._agents: dict[str, AgentRecord] = {}
         self._nodes: dict[str, NodeRecord] = {}
         self._instances: dict[str, Instance] = {}
@@ -54,6 +55,8 @@ class Directory:
         if entry.revision < self._revisions.get(entry.key, 0):
             return
         self._revisions[entry.key] = entry.revision
+        if self._recent is not None:
+            self._recent[entry.key] = entry
         kind, _, rest = entry.key.partition(".")
         model = MODELS.get(kind)
         if model is None:
@@ -88,14 +91,17 @@ class Directory:
         }
         records[kind].pop(rest, None)
 
+    def begin_reading(self) -> None:
+        """Remember the changes from here on: a full reading may be older than some of them."""
+        self._recent = {}
+
     def replace(self, entries: Iterable[registry.Entry]) -> None:
-        """Take in a full reading: what it does not name is gone."""
-        self._agents.clear()
-        self._nodes.clear()
-        self._instances.clear()
-        self._placements.clear()
+        """Take in a full reading: what it does not name is gone, unless it came since it began."""
+        recent, self._recent = self._recent, None
+        for records in (self._agents, self._nodes, self._instances, self._placements):
+            records.clear()
         self._revisions.clear()
-        for entry in entries:
+        for entry in (*entries, *(recent or {}).values()):
             self.apply(entry)
 
     @property
@@ -244,6 +250,7 @@ async def follow_directory(connection: Connection) -> AsyncIterator[Directory]:
         directory.apply(registry.Entry.read(key, headers, message.data, revision))
 
     async def read_again() -> None:
+        directory.begin_reading()
         directory.replace(await registry.read_registry(connection))
 
     # Listen first, then read: nothing falls between.

@@ -35,6 +35,7 @@ INSTANCE: Final = "mesh-instance"
 NODE: Final = "mesh-node"
 CODE: Final = "mesh-code"
 REASON: Final = "mesh-reason"
+SUBJECT: Final = "mesh-subject"
 
 JSON: Final = "application/json"
 TEXT: Final = "text/plain"

@@ -17,7 +17,6 @@ from mesh import headers as h
 from mesh.connection import Connection
 from mesh.errors import BrokerUnreachableError, CardRefusedError, ProtocolError
 from mesh.history import read_history
-from mesh.publisher import PubAck
 from mesh.streams import REGISTRY
 from schemas.base import WireModel
 from schemas.registry import (
@@ -86,15 +85,18 @@ async def read_registry(connection: Connection, filter_key: str = ">") -> list[E
 
 async def put(
     connection: Connection, key: str, value: WireModel, *, ttl_s: float | None = None
-) -> PubAck:
+) -> Entry:
     """Write a key. With `ttl_s` (whole seconds, rounded up) it expires unless written again."""
     headers = {h.TTL: h.ttl(ttl_s)} if ttl_s is not None else {}
-    return await connection.publisher.publish(KEY_PREFIX + key, codec.encode(value), headers)
+    body = codec.encode(value)
+    ack = await connection.publisher.publish(KEY_PREFIX + key, body, headers)
+    return Entry(key, body, ack.sequence)
 
 
-async def delete(connection: Connection, key: str) -> None:
+async def delete(connection: Connection, key: str) -> Entry:
     """Delete a key. Watchers see it."""
-    await connection.publisher.publish(KEY_PREFIX + key, b"", {_OPERATION: "DEL"})
+    ack = await connection.publisher.publish(KEY_PREFIX + key, b"", {_OPERATION: "DEL"})
+    return Entry(key, None, ack.sequence)
 
 
 async def announce(

@@ -1,0 +1,123 @@
+"""The control plane as one FastStream application: registrar and dead letters.
+
+Declares the streams, gives the handlers what they work with, and ends the process rather than
+living on deaf. `python -m handlers.app` and `mesh up control` run it.
+"""
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from faststream import ContextRepo, FastStream
+from faststream.nats import NatsBroker
+from nats.aio.client import Client
+
+from handlers.dead_letters import Undertaker
+from handlers.registrar import Registrar
+from handlers.registrar import router as registrar_router
+from handlers.watchdog import Watchdog
+from mesh.background import BackgroundTasks
+from mesh.connection import PING_INTERVAL_S, Connection
+from mesh.directory import follow_directory
+from mesh.errors import TransportError
+from mesh.provision import ensure_streams
+from mesh.runtime import describe_process
+from mesh.settings import Settings
+from schemas.registry import Role
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(
+    settings: Settings | None = None, *, on_ready: Callable[[], None] | None = None
+) -> FastStream:
+    """Make the control plane. `on_ready` is called when it serves.
+
+    Raises:
+        SettingsError: the environment holds a setting that cannot be used.
+    """
+    settings = settings or Settings.from_env()
+    control = _Control(settings)
+    broker = NatsBroker(
+        settings.nats_url.split(","),
+        name=f"mesh control {settings.node}",
+        max_reconnect_attempts=-1,
+        reconnect_time_wait=1,
+        ping_interval=PING_INTERVAL_S,
+        max_outstanding_pings=2,
+        drain_timeout=3,
+        reconnected_cb=control.reconnected,
+        routers=(registrar_router,),
+        logger=logging.getLogger("mesh.faststream"),
+        log_level=logging.DEBUG,
+    )
+
+    @asynccontextmanager
+    async def lifespan(context: ContextRepo) -> AsyncIterator[None]:
+        await broker.connect()
+        async with control.running(broker.connection, context):
+            yield
+
+    async def ready() -> None:
+        control.reign()
+        if on_ready is not None:
+            on_ready()
+
+    return FastStream(
+        broker,
+        logger=logging.getLogger("mesh.faststream"),
+        lifespan=lifespan,
+        after_startup=[ready],
+        on_shutdown=[control.leave],
+    )
+
+
+class _Control:
+    """What lives as long as the application."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._tasks = BackgroundTasks()
+        self._connection: Connection | None = None
+        self._registrar: Registrar | None = None
+        self._undertaker: Undertaker | None = None
+
+    async def reconnected(self) -> None:
+        """Pass FastStream's reconnect on to what hangs on the connection."""
+        if self._connection is not None:
+            await self._connection.reconnected()
+
+    @asynccontextmanager
+    async def running(self, client: Client, context: ContextRepo) -> AsyncIterator[None]:
+        """Set up everything that the handlers ask the context for."""
+        async with AsyncExitStack() as stack:
+            connection = self._connection = Connection(client)
+            await connection.publisher.start()
+            for difference in await ensure_streams(connection, self._settings):
+                logger.warning("left as it is: %s", difference)
+            directory = await stack.enter_async_context(follow_directory(connection))
+            instance = describe_process(self._settings.node, Role.REGISTRAR)
+            registrar = Registrar(connection, directory, self._settings, instance)
+            self._registrar = registrar
+            self._undertaker = Undertaker(connection, directory, self._settings)
+            context.set_global("registrar", registrar)
+            watchdog = Watchdog(lambda: client.is_connected)
+            self._tasks.start(watchdog.tick_forever())
+            stack.push_async_callback(connection.release)
+            stack.push_async_callback(self._tasks.cancel)
+            yield
+
+    def reign(self) -> None:
+        """Begin what runs beside the handlers."""
+        if self._registrar is not None and self._undertaker is not None:
+            self._tasks.start(self._registrar.reign())
+            self._tasks.start(self._undertaker.scan_forever())
+
+    async def leave(self) -> None:
+        """Say goodbye while there is still a connection."""
+        await self._tasks.cancel()
+        if self._registrar is not None:
+            try:
+                await self._registrar.abdicate()
+            except TransportError as error:
+                logger.info("left without a word: %s", error)

@@ -1,0 +1,165 @@
+"""A call in progress, on the caller's side: its state, its frames, its one end.
+
+Does not publish; `mesh.client` starts calls and `mesh.inbox` brings their frames.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from enum import StrEnum
+
+from mesh.completions import read_delta, read_reply
+from mesh.errors import MeshError, ProtocolError, StreamRestartedError
+from mesh.frames import Frame
+from schemas.chat import ChatReply
+from schemas.frame import FrameKind
+
+
+class CallState(StrEnum):
+    """Where a call stands, as far as this process was told. Each word means exactly that."""
+
+    SENT = "sent"
+    STORED = "stored"
+    WORKING = "working"
+    ANSWERED = "answered"
+    FAILED = "failed"
+
+
+class Call:
+    """One question, and what comes back until its final or error frame."""
+
+    def __init__(self, call_id: str, agent: str, reply_subject: str, timeout_s: float) -> None:
+        self.id = call_id
+        self.agent = agent
+        self.reply_subject = reply_subject
+        self.timeout_s = timeout_s
+        self.state = CallState.SENT
+        self.last_sequence = 0
+        """Place of the newest frame in the reply stream."""
+        self._end: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+        self._on_end: list[Callable[[], None]] = []
+        self._ready: asyncio.Queue[Frame | None] = asyncio.Queue()
+        self._early: dict[int, Frame] = {}
+        self._next_chunk = 0
+        self._attempt = 1
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the call has ended."""
+        return self._end.done()
+
+    def on_end(self, callback: Callable[[], None]) -> None:
+        """Run `callback` when the call ends, however it does."""
+        self._on_end.append(callback)
+
+    def stored(self) -> None:
+        """Take note that the request is in the mailbox."""
+        if self.state is CallState.SENT:
+            self.state = CallState.STORED
+
+    def receive(self, frame: Frame) -> None:
+        """Take in a frame. One that was seen before changes nothing."""
+        if self.is_done or 0 < frame.stream_sequence <= self.last_sequence:
+            return
+        self.last_sequence = max(self.last_sequence, frame.stream_sequence)
+        match frame.kind:
+            case FrameKind.WORKING:
+                self.state = CallState.WORKING
+            case FrameKind.CHUNK:
+                self.state = CallState.WORKING
+                self._receive_chunk(frame)
+            case FrameKind.FINAL:
+                self._finish(CallState.ANSWERED, frame)
+            case FrameKind.ERROR:
+                self.fail(frame.error)
+
+    def fail(self, error: MeshError) -> None:
+        """End the call with an error, unless it has ended."""
+        if self.is_done:
+            return
+        self.state = CallState.FAILED
+        error.fields.setdefault("agent", self.agent)
+        error.fields.setdefault("call_id", self.id)
+        self._end.set_exception(error)
+        self._end.exception()  # The caller may have gone: not an unretrieved exception.
+        self._announce_end()
+
+    async def result(self) -> Frame:
+        """Wait for the final frame.
+
+        Raises:
+            CallTimeoutError: the deadline passed.
+            MeshError: what the agent, or the broker, said instead.
+        """
+        return await asyncio.shield(self._end)
+
+    async def chunks(self) -> AsyncIterator[Frame]:
+        """Yield the chunks of a streamed answer in order, until the final frame is in.
+
+        An agent that does not stream yields none; `result` has the answer either way.
+
+        Raises:
+            StreamRestartedError: the agent died after the first chunks, and another attempt began.
+            MeshError: what the agent, or the broker, said instead.
+        """
+        while True:
+            frame = await self._ready.get()
+            if frame is None:
+                break
+            yield frame
+        final = await self.result()
+        if self._next_chunk and final.attempt == self._attempt and final.seq != self._next_chunk:
+            raise ProtocolError(
+                f"chunks are missing: {self._next_chunk} of {final.seq} came", call_id=self.id
+            )
+
+    async def reply(self) -> ChatReply:
+        """Wait for the whole answer. Raises what `result` raises."""
+        return read_reply(await self.result())
+
+    async def text(self) -> AsyncIterator[str]:
+        """Yield the text of the answer as it comes, or at once when the agent does not stream.
+
+        Raises what `chunks` raises.
+        """
+        streamed = False
+        async for frame in self.chunks():
+            streamed = True
+            if part := read_delta(frame.body).content:
+                yield part
+        if not streamed:
+            yield (await self.reply()).text
+
+    def _receive_chunk(self, frame: Frame) -> None:
+        if frame.attempt < self._attempt:
+            return
+        if frame.attempt > self._attempt:
+            if self._next_chunk:
+                self.fail(_restarted(self, frame.attempt))
+                return
+            self._attempt = frame.attempt
+            self._early.clear()
+        self._early[frame.seq] = frame
+        while (ready := self._early.pop(self._next_chunk, None)) is not None:
+            self._next_chunk += 1
+            self._ready.put_nowait(ready)
+
+    def _finish(self, state: CallState, frame: Frame) -> None:
+        if self._next_chunk and frame.attempt != self._attempt:
+            self.fail(_restarted(self, frame.attempt))
+            return
+        self.state = state
+        self._end.set_result(frame)
+        self._announce_end()
+
+    def _announce_end(self) -> None:
+        self._ready.put_nowait(None)
+        for callback in self._on_end:
+            callback()
+
+
+def _restarted(call: Call, attempt: int) -> StreamRestartedError:
+    return StreamRestartedError(
+        f"agent {call.agent!r} died while it answered, and attempt {attempt} began: ask again, "
+        "its answer must not be glued to what was shown",
+        attempt=attempt,
+    )

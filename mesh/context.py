@@ -1,0 +1,84 @@
+"""What a handler may know and do about the call it works on."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+from mesh import headers as h
+from mesh.calls import Call
+from mesh.client import Lineage, MeshClient, Question, encode_question
+from mesh.errors import CallTimeoutError
+from mesh.settings import DEFAULT_TIMEOUT_S
+from schemas.chat import ChatReply
+
+
+@dataclass(slots=True)
+class CallContext:
+    """The second parameter of a chat handler."""
+
+    id: str
+    """The call's id; the same on every attempt."""
+    agent: str
+    source_agent: str
+    """Who says it asks; empty when nobody says so. Not proven in open mode."""
+    source_node: str
+    attempt: int
+    """1, or more when an earlier attempt died."""
+    lineage: Lineage
+    open_client: Callable[[], Awaitable[MeshClient]]
+    deadline: float | None = None
+    """By the event loop's clock; None when the caller named none."""
+    cancelled: bool = False
+    """Set when the caller no longer waits. An async handler is cancelled; one in a thread looks."""
+
+    @property
+    def remaining_s(self) -> float:
+        """Seconds until the deadline."""
+        if self.deadline is None:
+            return h.MAX_TIMEOUT_S
+        return max(0.0, self.deadline - asyncio.get_running_loop().time())
+
+    async def ask(
+        self,
+        agent: str,
+        question: Question,
+        *,
+        node: str | None = None,
+        timeout_s: float | None = None,
+    ) -> ChatReply:
+        """Ask another agent, as this one, within the time that is left.
+
+        Raises what `MeshClient.ask` raises, and `HopLimitError` when an agent above this call
+        would be asked again.
+        """
+        call = await self._start(agent, question, node, timeout_s, stream=False)
+        return await call.reply()
+
+    async def stream(
+        self,
+        agent: str,
+        question: Question,
+        *,
+        node: str | None = None,
+        timeout_s: float | None = None,
+    ) -> AsyncIterator[str]:
+        """Ask another agent and yield the text of its answer as it comes."""
+        call = await self._start(agent, question, node, timeout_s, stream=True)
+        async for text in call.text():
+            yield text
+
+    async def _start(
+        self,
+        agent: str,
+        question: Question,
+        node: str | None,
+        timeout_s: float | None,
+        *,
+        stream: bool,
+    ) -> Call:
+        limit_s = min(timeout_s or DEFAULT_TIMEOUT_S, self.remaining_s)
+        if limit_s <= 0:
+            raise CallTimeoutError("no time is left to ask another agent", timeout_s=0)
+        body = encode_question(agent, question, stream=stream)
+        client = await self.open_client()
+        return await client.start(agent, body, node=node, timeout_s=limit_s, lineage=self.lineage)

@@ -1,0 +1,227 @@
+"""One call on the agent's side: from its delivery to its answer.
+
+The order is the promise: the handler runs, the final frame is stored, then the request is
+acknowledged. A crash anywhere leads to redelivery, never to loss. Does not pull; see
+`mesh.worker`.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final
+
+from mesh import codec
+from mesh import headers as h
+from mesh.agent import Agent, Handler
+from mesh.client import Lineage, MeshClient
+from mesh.clock import BrokerClock
+from mesh.completions import ChunkWriter, completion
+from mesh.connection import Connection
+from mesh.context import CallContext
+from mesh.delivery import Delivery
+from mesh.errors import (
+    AgentFailedError,
+    BrokerUnreachableError,
+    CallTimeoutError,
+    HopLimitError,
+    InvalidInputError,
+    MeshError,
+    PublishRefusedError,
+)
+from mesh.invocation import StreamedAnswer, call, parts, to_reply
+from mesh.replies import ReplyWriter, is_answered
+from mesh.requests import Question, read_address, read_question
+from schemas.chat import ChatReply, ChatRequest
+from schemas.frame import WorkingBody
+
+logger = logging.getLogger(__name__)
+
+WORKING_AFTER_S: Final = 0.2
+"""Fast calls pay nothing; a slow one says once that it is being worked on."""
+BARE_DELAY_S: Final = 0.05
+"""The guide's client subscribes after it has published: its answer must not come sooner."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an agent runs, and what it runs with."""
+
+    connection: Connection
+    clock: BrokerClock
+    node: str
+    instance: str
+    open_client: Callable[[str], Awaitable[MeshClient]]
+    """Gives the client with which this process calls as an agent."""
+    threads: ThreadPoolExecutor
+
+
+class Execution:
+    """Answers the calls of one agent in one place."""
+
+    def __init__(self, agent: Agent, place: Place) -> None:
+        self._agent = agent
+        self._place = place
+
+    async def run(self, delivery: Delivery) -> None:
+        """Work on a delivery until it is settled.
+
+        It is left unsettled, and comes again, when the answer cannot be stored.
+        """
+        self._place.clock.observe(delivery.stored_ns)
+        headers = h.RequestHeaders.read(delivery.headers)
+        left_s = self._left_s(delivery, headers)
+        address = read_address(
+            delivery,
+            headers,
+            agent=self._agent.id,
+            place=(self._place.node, self._place.instance),
+            left_s=h.MAX_TIMEOUT_S if left_s is None else left_s,
+        )
+        if address is None:
+            logger.warning("%s: refused to answer on %r", self._agent.id, headers.reply_to[:120])
+            await delivery.term("reply_to is no reply subject")
+            return
+        writer = ReplyWriter(self._place.connection, address)
+        try:
+            is_repeat = (delivery.attempt > 1 or headers.is_retry) and writer.takes_chunks
+            ledger = address.subjects[0]
+            if is_repeat and await is_answered(self._place.connection, ledger, address.call_id):
+                await delivery.ack()
+                return
+            await self._answer(delivery, headers, writer, left_s)
+            await delivery.ack()
+        except (PublishRefusedError, BrokerUnreachableError) as error:
+            # Not acknowledged: the request comes again, and so does the answer.
+            logger.error("%s: the answer of %s is not stored: %s", ledger, address.call_id, error)
+
+    def _left_s(self, delivery: Delivery, headers: h.RequestHeaders) -> float | None:
+        if headers.timeout_ms is None:
+            return None
+        return headers.timeout_ms / 1000 - self._place.clock.age_s(delivery.stored_ns)
+
+    async def _answer(
+        self,
+        delivery: Delivery,
+        headers: h.RequestHeaders,
+        writer: ReplyWriter,
+        left_s: float | None,
+    ) -> None:
+        """Run the handler, and write what it says or why it failed."""
+        try:
+            async with asyncio.timeout(left_s):
+                question = read_question(delivery, headers)
+                context = self._context(delivery, headers, question, left_s)
+                reply = await self._handle(question, context, writer)
+        except TimeoutError as error:
+            await writer.error(_timeout(self._agent.id, error, headers))
+            return
+        except MeshError as error:
+            await writer.error(error)
+            return
+        await self._settle_bare(delivery, headers)
+        if question.wants_json and headers.reply_to:
+            body = completion(context.id, self._agent.id, self._place.node, reply)
+            content_type = h.JSON
+        else:
+            body, content_type = reply.text.encode(), h.TEXT
+        try:
+            await writer.final(body, content_type)
+        except InvalidInputError as error:  # The answer is over the broker's limit.
+            await writer.error(error)
+
+    async def _settle_bare(self, delivery: Delivery, headers: h.RequestHeaders) -> None:
+        if not headers.reply_to:
+            age_s = self._place.clock.age_s(delivery.stored_ns)
+            await asyncio.sleep(max(0.0, BARE_DELAY_S - age_s))
+
+    def _context(
+        self,
+        delivery: Delivery,
+        headers: h.RequestHeaders,
+        question: Question,
+        left_s: float | None,
+    ) -> CallContext:
+        agent = self._agent.id
+        call_id = headers.call_id or f"seq-{delivery.sequence}"
+        if agent in headers.hops or len(headers.hops) > h.MAX_HOPS:
+            path = " > ".join((*headers.hops, agent))
+            raise HopLimitError(f"agents call each other in a loop: {path}", hops=headers.hops)
+        loop = asyncio.get_running_loop()
+        return CallContext(
+            id=call_id,
+            agent=agent,
+            source_agent=question.source_agent or headers.source_agent,
+            source_node=headers.source_node,
+            attempt=delivery.attempt,
+            lineage=Lineage((*headers.hops, agent), _trace_id(headers)),
+            open_client=lambda: self._place.open_client(agent),
+            deadline=None if left_s is None else loop.time() + left_s,
+        )
+
+    async def _handle(
+        self, question: Question, context: CallContext, writer: ReplyWriter
+    ) -> ChatReply:
+        handler = self._agent.handler
+        if handler is None:
+            raise AgentFailedError(f"agent {self._agent.id!r} answers no chat requests")
+        loop = asyncio.get_running_loop()
+        announcement = loop.call_later(WORKING_AFTER_S, self._say_working, context, writer)
+        try:
+            if handler.kind.streams:
+                return await self._stream(handler, question.chat, context, writer)
+            return to_reply(await call(handler, question.chat, context, self._place.threads))
+        except (MeshError, asyncio.CancelledError):
+            context.cancelled = True
+            raise
+        except Exception as error:
+            # The user's handler may raise anything: the caller is told, and the log has it whole.
+            logger.exception("%s: the handler failed on call %s", self._agent.id, context.id)
+            raise AgentFailedError(
+                f"{type(error).__name__}: {error}", error_type=type(error).__name__
+            ) from error
+        finally:
+            announcement.cancel()
+
+    def _say_working(self, context: CallContext, writer: ReplyWriter) -> None:
+        body = WorkingBody(
+            agent=self._agent.id,
+            node=self._place.node,
+            instance=self._place.instance,
+            attempt=context.attempt,
+        )
+        self._place.connection.tasks.start(writer.working(codec.encode(body)))
+
+    async def _stream(
+        self, handler: Handler, request: ChatRequest, context: CallContext, writer: ReplyWriter
+    ) -> ChatReply:
+        shows = request.stream and writer.takes_chunks
+        chunks = ChunkWriter(context.id, self._agent.id, include_usage=request.include_usage)
+        answer = StreamedAnswer()
+        if shows:
+            await writer.chunk(chunks.role())
+        async for delta in parts(handler, request, context, self._place.threads):
+            answer.add(delta)
+            if shows and (delta.content or delta.tool_calls):
+                await writer.chunk(chunks.delta(delta))
+        reply = answer.reply()
+        if shows:
+            await writer.chunk(chunks.finish(reply.finish_reason))
+            if request.include_usage:
+                await writer.chunk(chunks.usage(reply.usage))
+        return reply
+
+
+def _timeout(agent: str, error: TimeoutError, headers: h.RequestHeaders) -> CallTimeoutError:
+    if isinstance(error, CallTimeoutError):
+        return error
+    timeout_s = (headers.timeout_ms or 0) / 1000
+    return CallTimeoutError(
+        f"agent {agent!r} was stopped at the deadline of {timeout_s:g} s", timeout_s=timeout_s
+    )
+
+
+def _trace_id(headers: h.RequestHeaders) -> str:
+    parts = headers.traceparent.split("-")
+    return parts[1] if len(parts) == 4 and len(parts[1]) == 32 else ""

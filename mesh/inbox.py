@@ -1,0 +1,117 @@
+"""The answers of one process as one caller: one subscription, for its whole life.
+
+Frames come from the reply stream's republish, so that what is seen is stored. After a reconnect
+the stream itself is read for every call in progress: what was republished meanwhile is not sent
+again.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import nats.errors
+from nats.aio.msg import Msg
+
+from mesh import subjects
+from mesh.background import BackgroundTasks
+from mesh.calls import Call
+from mesh.connection import Connection
+from mesh.errors import BrokerUnreachableError, CallTimeoutError, TransportError
+from mesh.frames import Frame
+from mesh.replies import read_frames
+
+logger = logging.getLogger(__name__)
+
+LAST_LOOK_S: Final = 0.8
+"""At the deadline the reply stream is read once more; an answer ends within deadline + 1 s."""
+
+
+class ReplyInbox:
+    """Brings frames to the calls that wait for them."""
+
+    def __init__(self, connection: Connection, caller: str, instance: str) -> None:
+        self._connection = connection
+        self._caller = caller
+        self._instance = instance
+        self._calls: dict[str, Call] = {}
+        self._tasks = BackgroundTasks()
+
+    def reply_subject(self, call_id: str) -> str:
+        """Return where call `call_id` is to be answered."""
+        return subjects.reply(self._caller, self._instance, call_id)
+
+    def expect(self, call: Call) -> None:
+        """Bring the frames of `call` until it ends, and end it at its deadline."""
+        self._calls[call.id] = call
+        timer = asyncio.get_running_loop().call_later(call.timeout_s, self._expire, call)
+
+        def forget() -> None:
+            timer.cancel()
+            self._calls.pop(call.id, None)
+
+        call.on_end(forget)
+
+    def _expire(self, call: Call) -> None:
+        self._tasks.start(self._last_look(call))
+
+    async def _last_look(self, call: Call) -> None:
+        try:
+            await asyncio.wait_for(self._catch_up(call), LAST_LOOK_S)
+        except (TimeoutError, TransportError) as error:
+            logger.debug("no last look for call %s: %s", call.id, error)
+        call.fail(
+            CallTimeoutError(
+                f"agent {call.agent!r} did not answer within {call.timeout_s:g} s "
+                f"(the request was {call.state.value})",
+                timeout_s=call.timeout_s,
+            )
+        )
+
+    async def _catch_up(self, call: Call) -> None:
+        start = call.last_sequence + 1
+        frames = await read_frames(
+            self._connection, call.reply_subject, call.id, from_sequence=start
+        )
+        for frame in frames:
+            call.receive(frame)
+
+    async def _reconnected(self) -> None:
+        for call in list(self._calls.values()):
+            try:
+                await self._catch_up(call)
+            except TransportError as error:
+                logger.warning("reading the answers after a reconnect: %s", error)
+                return
+
+    async def _on_message(self, message: Msg) -> None:
+        call_id = message.subject.rpartition(".")[2]
+        call = self._calls.get(call_id)
+        if call is None:
+            return
+        frame = Frame.read(call_id, message.headers, message.data)
+        if frame is not None:
+            call.receive(frame)
+
+    async def _fail_when_closed(self) -> None:
+        await self._connection.closed.wait()
+        for call in list(self._calls.values()):
+            call.fail(BrokerUnreachableError("the connection to the broker is closed for good"))
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator["ReplyInbox"]:
+        """Subscribe, until the end."""
+        subject = subjects.delivered(self._caller, self._instance)
+        subscription = await self._connection.client.subscribe(subject, cb=self._on_message)
+        self._connection.on_reconnect(self._reconnected)
+        self._tasks.start(self._fail_when_closed())
+        try:
+            yield self
+        finally:
+            self._connection.drop_hook(self._reconnected)
+            await self._tasks.cancel()
+            try:
+                await subscription.unsubscribe()
+            except nats.errors.Error:
+                logger.debug("closed before the inbox was")

@@ -1,0 +1,117 @@
+"""Calls a user's handler, whatever kind of function it is, and puts its answer together.
+
+A plain function runs in a thread, so that a blocking one stops neither renewal nor its
+neighbours. Knows nothing of NATS.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from mesh.agent import Handler, HandlerKind
+from mesh.errors import AgentFailedError
+from schemas.chat import ChatDelta, ChatReply, FinishReason, Usage
+
+_END: Final = object()
+
+
+@dataclass(slots=True)
+class StreamedAnswer:
+    """What a streaming handler has said so far."""
+
+    parts: list[str] = field(default_factory=list)
+    tool_calls: list[dict[str, Any]] = field(default_factory=list)
+    finish_reason: FinishReason = "stop"
+    usage: Usage | None = None
+
+    def add(self, delta: ChatDelta) -> None:
+        """Take in one part."""
+        if delta.content:
+            self.parts.append(delta.content)
+        for tool_call in delta.tool_calls or ():
+            self._add_tool_call(tool_call)
+        self.finish_reason = delta.finish_reason or self.finish_reason
+        self.usage = delta.usage or self.usage
+
+    def reply(self) -> ChatReply:
+        """Return the whole answer."""
+        text = "".join(self.parts)
+        return ChatReply(
+            content=text if text or not self.tool_calls else None,
+            finish_reason=self.finish_reason,
+            tool_calls=self.tool_calls or None,
+            usage=self.usage or Usage(),
+        )
+
+    def _add_tool_call(self, delta: dict[str, Any]) -> None:
+        """The first delta of an index names the call; later ones add to its arguments."""
+        index = delta.get("index", len(self.tool_calls))
+        function = delta.get("function") or {}
+        arguments = function.get("arguments") or ""
+        if index < len(self.tool_calls):
+            self.tool_calls[index]["function"]["arguments"] += arguments
+            return
+        self.tool_calls.append(
+            {
+                "id": delta.get("id", ""),
+                "type": delta.get("type", "function"),
+                "function": {"name": function.get("name", ""), "arguments": arguments},
+            }
+        )
+
+
+async def call(handler: Handler, subject: Any, context: Any, threads: ThreadPoolExecutor) -> Any:
+    """Call a handler that answers at once, and return what it returns."""
+    if handler.kind is HandlerKind.COROUTINE:
+        return await handler(subject, context)
+    loop = asyncio.get_running_loop()
+    result = await loop.run_in_executor(threads, handler, subject, context)
+    # A lambda or a partial may hide a coroutine function.
+    return await result if asyncio.iscoroutine(result) else result
+
+
+async def parts(
+    handler: Handler, subject: Any, context: Any, threads: ThreadPoolExecutor
+) -> AsyncIterator[ChatDelta]:
+    """Call a handler that streams, and yield its parts.
+
+    Raises:
+        AgentFailedError: it yields something that is no part of an answer.
+    """
+    if handler.kind is HandlerKind.ASYNC_GENERATOR:
+        async for part in handler(subject, context):
+            yield _to_delta(part)
+        return
+    loop = asyncio.get_running_loop()
+    generator: Iterator[Any] = handler(subject, context)
+    while (part := await loop.run_in_executor(threads, next, generator, _END)) is not _END:
+        yield _to_delta(part)
+
+
+def to_reply(value: Any) -> ChatReply:
+    """Return what a handler returned as a reply.
+
+    Raises:
+        AgentFailedError: it is none.
+    """
+    if isinstance(value, str):
+        return ChatReply(content=value)
+    if isinstance(value, ChatReply):
+        return value
+    raise AgentFailedError(
+        f"the handler returned {type(value).__name__}; return a string or a ChatReply",
+        error_type="TypeError",
+    )
+
+
+def _to_delta(part: Any) -> ChatDelta:
+    if isinstance(part, str):
+        return ChatDelta(content=part)
+    if isinstance(part, ChatDelta):
+        return part
+    raise AgentFailedError(
+        f"the handler yielded {type(part).__name__}; yield strings or ChatDeltas",
+        error_type="TypeError",
+    )

@@ -1,0 +1,234 @@
+"""Runs agents: one process, one connection, one heartbeat, whatever it hosts.
+
+Announces, pulls, and leaves in order. The registrar may be away: an agent whose durable exists
+works at once and announces itself in the background.
+"""
+
+import asyncio
+import datetime
+import logging
+import os
+import platform
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from typing import Final
+
+import nats.errors
+from nats.js.errors import NotFoundError
+
+from mesh import registry
+from mesh.agent import Agent
+from mesh.background import BackgroundTasks
+from mesh.client import Caller, MeshClient, new_instance_id, open_client
+from mesh.clock import BrokerClock
+from mesh.connection import Connection
+from mesh.directory import Directory, follow_directory
+from mesh.errors import BrokerUnreachableError, InvalidInputError, MeshError, TransportError
+from mesh.events import EventWorker
+from mesh.execution import Place
+from mesh.heartbeat import beat_forever
+from mesh.settings import Settings
+from mesh.streams import INBOX
+from mesh.version import VERSION
+from mesh.worker import AgentWorker
+from schemas.registry import Announcement, Heartbeat, Instance, Role
+
+logger = logging.getLogger(__name__)
+
+TICK_S: Final = 1.0
+ANNOUNCE_PAUSE_S: Final = 1.0
+STOP_GRACE_S: Final = 30.0
+
+
+def describe_process(node: str, role: Role, agents: Sequence[str] = ()) -> Instance:
+    """Describe this process for the registry, under a new instance id."""
+    return Instance(
+        instance=new_instance_id(),
+        node=node,
+        role=role,
+        agents=tuple(agents),
+        host=platform.node(),
+        pid=os.getpid(),
+        started_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        mesh_version=VERSION,
+    )
+
+
+class AgentHost:
+    """The agents of one process.
+
+    Raises:
+        InvalidInputError: there is no agent, or two have the same id.
+    """
+
+    def __init__(
+        self, connection: Connection, agents: Sequence[Agent], *, node: str, settings: Settings
+    ) -> None:
+        ids = [agent.id for agent in agents]
+        if not ids or len(set(ids)) < len(ids):
+            raise InvalidInputError(f"agents must be one or more, with different ids: {ids}")
+        self._connection = connection
+        self._agents = agents
+        self._settings = settings
+        self.instance = describe_process(node, Role.HOST, ids)
+        self.ready = asyncio.Event()
+        """Set when every agent pulls."""
+        self._clock = BrokerClock()
+        self._stack = AsyncExitStack()
+        self._clients: dict[str, MeshClient] = {}
+        self._clients_lock = asyncio.Lock()
+        self._workers: list[AgentWorker | EventWorker] = []
+        self._tasks = BackgroundTasks()
+
+    async def run(self, stop: asyncio.Event, *, grace_s: float = STOP_GRACE_S) -> None:
+        """Serve until `stop` is set, then finish what runs and leave.
+
+        Raises:
+            CardRefusedError: the registrar does not accept a card.
+            BrokerUnreachableError: the connection is closed for good.
+        """
+        async with self._stack:
+            directory = await self._stack.enter_async_context(follow_directory(self._connection))
+            place = self._place(directory)
+            self._connection.on_reconnect(self._reconnected)
+            try:
+                await self._serve_until(stop, place)
+            except* MeshError as failures:
+                raise failures.exceptions[0] from None
+            finally:
+                self._connection.drop_hook(self._reconnected)
+                await self._leave(grace_s)
+        if self._connection.closed.is_set() and not stop.is_set():
+            raise BrokerUnreachableError("the connection to the broker is closed for good")
+
+    async def _serve_until(self, stop: asyncio.Event, place: Place) -> None:
+        async with asyncio.TaskGroup() as group:
+            serving = [group.create_task(self._serve(one, place)) for one in self._agents]
+            group.create_task(self._watch(stop, serving))
+
+    def _place(self, directory: Directory) -> Place:
+        slots = sum(agent.card.concurrency for agent in self._agents)
+        threads = ThreadPoolExecutor(max_workers=min(slots, 64), thread_name_prefix="handler")
+        self._stack.callback(threads.shutdown, wait=False, cancel_futures=True)
+
+        async def client_of(agent: str) -> MeshClient:
+            async with self._clients_lock:
+                if agent not in self._clients:
+                    caller = Caller(agent, self.instance.node, self.instance.instance)
+                    opened = open_client(self._connection, directory, caller)
+                    self._clients[agent] = await self._stack.enter_async_context(opened)
+                return self._clients[agent]
+
+        return Place(
+            connection=self._connection,
+            clock=self._clock,
+            node=self.instance.node,
+            instance=self.instance.instance,
+            open_client=client_of,
+            threads=threads,
+        )
+
+    async def _serve(self, agent: Agent, place: Place) -> None:
+        """Pull as soon as the mailbox exists, whether or not a registrar answers."""
+        if await self._has_mailbox(agent.id):
+            await self._start_workers(agent, place)
+            self._tasks.start(self._announce(agent))
+        else:
+            await self._announce(agent)
+            await self._start_workers(agent, place)
+        logger.info("agent %s runs on %s", agent.id, self.instance.node)
+
+    async def _has_mailbox(self, agent: str) -> bool:
+        manager = self._connection.client.jsm(timeout=5.0)
+        try:
+            await manager.consumer_info(INBOX, agent)
+            await manager.consumer_info(INBOX, f"{agent}@{self.instance.node}")
+        except NotFoundError:
+            return False
+        except nats.errors.Error as error:
+            logger.warning("cannot look for the mailbox of %s: %s", agent, error)
+            return False
+        return True
+
+    async def _start_workers(self, agent: Agent, place: Place) -> None:
+        client = await place.open_client(agent.id)
+
+        async def publish(name: str, body: bytes) -> None:
+            await client.publish_event(agent.id, name, body)
+
+        agent.bind(publish)
+        workers: list[AgentWorker | EventWorker] = [
+            EventWorker(agent.id, subscription, handler, place)
+            for subscription, handler in agent.subscriptions.items()
+        ]
+        if agent.handler is not None:
+            workers.append(AgentWorker(agent, place))
+        for worker in workers:
+            await worker.start()
+        self._workers += workers
+
+    async def _announce(self, agent: Agent) -> None:
+        announcement = Announcement(card=agent.card, instance=self.instance)
+        was_heard = True
+        while True:
+            try:
+                await registry.announce(self._connection, announcement)
+            except TransportError as error:
+                if was_heard:
+                    logger.warning("cannot announce %s yet: %s", agent.id, error)
+                was_heard = False
+                await asyncio.sleep(ANNOUNCE_PAUSE_S)
+            else:
+                return
+
+    async def _announce_again(self) -> None:
+        logger.info("the registry does not know this process; announcing again")
+        for agent in self._agents:
+            await self._announce(agent)
+
+    async def _watch(self, stop: asyncio.Event, serving: list["asyncio.Task[None]"]) -> None:
+        """Beat, tick, and end the group when it is time to stop."""
+        heart = asyncio.create_task(
+            beat_forever(
+                self._connection,
+                self.instance,
+                interval_s=self._settings.heartbeat_s,
+                on_forgotten=self._announce_again,
+            )
+        )
+        self._tasks.start(self._set_ready(serving))
+        ends = [asyncio.create_task(one.wait()) for one in (stop, self._connection.closed)]
+        try:
+            while not any(one.done() for one in ends):
+                await asyncio.wait(ends, timeout=TICK_S, return_when=asyncio.FIRST_COMPLETED)
+                for worker in list(self._workers):
+                    await worker.tick()
+        finally:
+            for task in (heart, *ends, *serving):
+                task.cancel()
+
+    async def _set_ready(self, serving: list["asyncio.Task[None]"]) -> None:
+        await asyncio.wait(serving)
+        if all(not one.cancelled() and one.exception() is None for one in serving):
+            self.ready.set()
+
+    async def _reconnected(self) -> None:
+        self._clock.reset()
+
+    async def _leave(self, grace_s: float) -> None:
+        """Finish what runs, tell the registry, and let go."""
+        await asyncio.gather(*(worker.stop(grace_s) for worker in self._workers))
+        await self._tasks.cancel()
+        for agent in self._agents:
+            agent.bind(None)
+        if not self._connection.client.is_connected:
+            return
+        try:
+            for agent in self._agents:
+                await registry.withdraw(self._connection, agent.id, self.instance.instance)
+            await registry.beat(
+                self._connection, Heartbeat(instance=self.instance, leaving=True), timeout_s=1.0
+            )
+        except TransportError as error:
+            logger.info("left without a word to the registrar: %s", error)

@@ -1,0 +1,140 @@
+"""Works for one agent in one process: pulls for the free slots, and keeps what it took alive.
+
+Shared work and work pinned to this node use the same slots. A pinned message takes a slot whose
+shared pull stays outstanding; a shared message that arrives meanwhile is held, and renewed. It
+is never given back with a NAK: each one would use up a delivery.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+import nats.errors
+
+from mesh.agent import Agent
+from mesh.background import BackgroundTasks
+from mesh.delivery import Delivery
+from mesh.execution import Execution, Place
+from mesh.pulls import PullLoop
+from mesh.streams import INBOX, pinned_durable
+
+logger = logging.getLogger(__name__)
+
+RENEW_AFTER_S: Final = 3.0
+"""Well inside the ack_wait of 10 s, which is the first step of the back-off."""
+
+
+class Share(Enum):
+    """Which mailbox a message came from."""
+
+    SHARED = "shared"
+    PINNED = "pinned"
+
+
+@dataclass(slots=True)
+class _Open:
+    """A delivery that is not settled."""
+
+    delivery: Delivery
+    share: Share
+    renewed_at: float
+
+
+class AgentWorker:
+    """The slots of one agent in this process."""
+
+    def __init__(self, agent: Agent, place: Place) -> None:
+        self.agent = agent
+        self._slots = agent.card.concurrency
+        self._execution = Execution(agent, place)
+        self._tasks = BackgroundTasks()
+        self._open: dict[str, _Open] = {}
+        self._held: deque[_Open] = deque()
+        self._running = 0
+        self._taken = {Share.SHARED: 0, Share.PINNED: 0}
+        self._is_stopping = False
+        connection = place.connection
+        pinned = pinned_durable(agent.id, place.node)
+        self._pulls = {
+            Share.SHARED: PullLoop(connection, INBOX, agent.id, self._on_shared),
+            Share.PINNED: PullLoop(connection, INBOX, pinned, self._on_pinned),
+        }
+
+    @property
+    def running(self) -> int:
+        """How many calls are being worked on."""
+        return self._running
+
+    async def start(self) -> None:
+        """Begin to pull. The agent's durables must exist."""
+        for pull in self._pulls.values():
+            await pull.start()
+        self._ask()
+
+    async def stop(self, grace_s: float) -> None:
+        """Stop pulling, finish what was taken, and cancel what takes longer than `grace_s`."""
+        self._is_stopping = True
+        for pull in self._pulls.values():
+            await pull.stop()
+        deadline = asyncio.get_running_loop().time() + grace_s
+        while self._open and (left_s := deadline - asyncio.get_running_loop().time()) > 0:
+            await self._tasks.join(left_s)
+        if self._open:
+            logger.warning("%s: %d calls go to another instance", self.agent.id, len(self._open))
+        await self._tasks.cancel()
+
+    async def tick(self) -> None:
+        """Renew what is open, and look after the pulls. To be called every second or so."""
+        now = asyncio.get_running_loop().time()
+        for one in list(self._open.values()):
+            if now - one.renewed_at >= RENEW_AFTER_S:
+                one.renewed_at = now
+                try:
+                    await one.delivery.in_progress()
+                except nats.errors.Error as error:
+                    logger.debug("cannot renew %s: %s", one.delivery.ack_subject, error)
+        for pull in self._pulls.values():
+            await pull.tick()
+
+    async def _on_shared(self, delivery: Delivery) -> None:
+        self._take(delivery, Share.SHARED)
+
+    async def _on_pinned(self, delivery: Delivery) -> None:
+        self._take(delivery, Share.PINNED)
+
+    def _take(self, delivery: Delivery, share: Share) -> None:
+        now = asyncio.get_running_loop().time()
+        one = _Open(delivery, share, renewed_at=now)
+        self._open[delivery.ack_subject] = one
+        self._taken[share] += 1
+        if self._running < self._slots:
+            self._begin(one)
+        else:
+            self._held.append(one)
+
+    def _begin(self, one: _Open) -> None:
+        self._running += 1
+        self._tasks.start(self._work(one))
+
+    async def _work(self, one: _Open) -> None:
+        try:
+            await self._execution.run(one.delivery)
+        finally:
+            self._open.pop(one.delivery.ack_subject, None)
+            self._running -= 1
+            self._taken[one.share] -= 1
+            if self._held:
+                self._begin(self._held.popleft())
+            self._ask()
+
+    def _ask(self) -> None:
+        if self._is_stopping:
+            return
+        self._pulls[Share.SHARED].want(self._slots - self._taken[Share.SHARED])
+        # Nobody else can take pinned work, so one message may wait here for a slot.
+        free = self._slots - self._running
+        is_waiting = any(one.share is Share.PINNED for one in self._held)
+        self._pulls[Share.PINNED].want(0 if is_waiting else max(1, free))
