@@ -92,7 +92,7 @@ class _Control:
         """Set up everything that the handlers ask the context for."""
         async with AsyncExitStack() as stack:
             connection = self._connection = Connection(client)
-            await connection.publisher.start()
+            await connection.start()
             for difference in await ensure_streams(connection, self._settings):
                 logger.warning("left as it is: %s", difference)
             directory = await stack.enter_async_context(follow_directory(connection))

@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from mesh.errors import DataDirError, EmbeddedBrokerError, PortInUseError, ServerBinaryError
 from mesh.settings import Settings
@@ -232,8 +232,7 @@ class _Child:
         self._on_log = on_log or (lambda level, message: None)
 
     async def _drain(self) -> None:
-        output = self.process.stdout
-        assert output is not None
+        output = cast(asyncio.StreamReader, self.process.stdout)
         try:
             while line := await output.readline():
                 self._tell(line.decode(errors="replace").rstrip())
@@ -255,16 +254,17 @@ class _Child:
         """End the group, for the binary may be a wrapper: SIGTERM, 5 s (a cancel cuts), SIGKILL."""
         self._signal(signal.SIGTERM)
         try:
-            await asyncio.wait({self.draining}, timeout=5)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.process.wait(), 5)
         finally:
             self._signal(signal.SIGKILL)
             await self.process.wait()
             await self.draining
 
     def _signal(self, number: signal.Signals) -> None:
-        # Once the pipe is closed, all have ended, and the id may be another process's.
-        if not self.draining.done():
-            with suppress(ProcessLookupError):
+        # When the process and its pipe are gone, the id may be another group's.
+        if self.process.returncode is None or not self.draining.done():
+            with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, number)
 
 

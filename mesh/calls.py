@@ -4,6 +4,7 @@ Does not publish; `mesh.client` starts calls and `mesh.inbox` brings their frame
 """
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from enum import StrEnum
 
@@ -35,9 +36,11 @@ class Call:
         self.state = CallState.SENT
         self.last_sequence = 0
         """Place of the newest frame in the reply stream."""
-        self._end: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+        self._outcome: Frame | MeshError | None = None
         self._on_end: list[Callable[[], None]] = []
-        self._ready: asyncio.Queue[Frame | None] = asyncio.Queue()
+        self._news: list[asyncio.Future[None]] = []
+        """Those who wait for the next frame that matters to them."""
+        self._ready: deque[Frame] = deque()
         self._early: dict[int, Frame] = {}
         self._next_chunk = 0
         self._attempt = 1
@@ -45,7 +48,7 @@ class Call:
     @property
     def is_done(self) -> bool:
         """Whether the call has ended."""
-        return self._end.done()
+        return self._outcome is not None
 
     def on_end(self, callback: Callable[[], None]) -> None:
         """Run `callback` when the call ends, however it does."""
@@ -68,7 +71,7 @@ class Call:
                 self.state = CallState.WORKING
                 self._receive_chunk(frame)
             case FrameKind.FINAL:
-                self._finish(CallState.ANSWERED, frame)
+                self._finish(frame)
             case FrameKind.ERROR:
                 self.fail(frame.error)
 
@@ -79,9 +82,7 @@ class Call:
         self.state = CallState.FAILED
         error.fields.setdefault("agent", self.agent)
         error.fields.setdefault("call_id", self.id)
-        self._end.set_exception(error)
-        self._end.exception()  # The caller may have gone: not an unretrieved exception.
-        self._announce_end()
+        self._end(error)
 
     async def result(self) -> Frame:
         """Wait for the final frame.
@@ -90,7 +91,11 @@ class Call:
             CallTimeoutError: the deadline passed.
             MeshError: what the agent, or the broker, said instead.
         """
-        return await asyncio.shield(self._end)
+        while self._outcome is None:
+            await self._next_news()
+        if isinstance(self._outcome, MeshError):
+            raise self._outcome
+        return self._outcome
 
     async def chunks(self) -> AsyncIterator[Frame]:
         """Yield the chunks of a streamed answer in order, until the final frame is in.
@@ -102,15 +107,27 @@ class Call:
             MeshError: what the agent, or the broker, said instead.
         """
         while True:
-            frame = await self._ready.get()
-            if frame is None:
+            while self._ready:
+                yield self._ready.popleft()
+            if self.is_done:
                 break
-            yield frame
+            await self._next_news()
         final = await self.result()
-        if self._next_chunk and final.attempt == self._attempt and final.seq != self._next_chunk:
+        if self._next_chunk and final.seq != self._next_chunk:
             raise ProtocolError(
                 f"chunks are missing: {self._next_chunk} of {final.seq} came", call_id=self.id
             )
+
+    async def _next_news(self) -> None:
+        news = asyncio.get_running_loop().create_future()
+        self._news.append(news)
+        await news
+
+    def _tell(self) -> None:
+        waiting, self._news = self._news, []
+        for news in waiting:
+            if not news.done():
+                news.set_result(None)
 
     async def reply(self) -> ChatReply:
         """Wait for the whole answer. Raises what `result` raises."""
@@ -141,18 +158,19 @@ class Call:
         self._early[frame.seq] = frame
         while (ready := self._early.pop(self._next_chunk, None)) is not None:
             self._next_chunk += 1
-            self._ready.put_nowait(ready)
+            self._ready.append(ready)
+        self._tell()
 
-    def _finish(self, state: CallState, frame: Frame) -> None:
+    def _finish(self, frame: Frame) -> None:
         if self._next_chunk and frame.attempt != self._attempt:
             self.fail(_restarted(self, frame.attempt))
             return
-        self.state = state
-        self._end.set_result(frame)
-        self._announce_end()
+        self.state = CallState.ANSWERED
+        self._end(frame)
 
-    def _announce_end(self) -> None:
-        self._ready.put_nowait(None)
+    def _end(self, outcome: Frame | MeshError) -> None:
+        self._outcome = outcome
+        self._tell()
         for callback in self._on_end:
             callback()
 

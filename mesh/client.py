@@ -172,8 +172,9 @@ class MeshClient:
             raise AgentOfflineError(
                 f"agent {agent!r} is not running; start it, or wait for it", agent=agent
             )
-        await self._require_connection()
-        call_id = uuid4().hex
+        if not self._connection.client.is_connected:
+            await self._require_connection()
+        call_id = os.urandom(16).hex()
         call = Call(call_id, agent, self._inbox.reply_subject(call_id), timeout_s)
         headers = self._headers(call, content_type, node, lineage, source or self._caller)
         request = Request(subjects.inbox(agent, node), body, headers)

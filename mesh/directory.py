@@ -156,8 +156,8 @@ class Directory:
         """Return the whole registry."""
         return RegistryView(agents=tuple(self.agents()), nodes=tuple(self.nodes()))
 
-    def require_target(self, agent: str, node: str | None) -> AgentView:
-        """Return the agent that a call is for.
+    def require_target(self, agent: str, node: str | None) -> None:
+        """Check that a call can be for this agent, and for this node when one is given.
 
         Raises:
             InvalidIdError: agent or node is not an id.
@@ -165,27 +165,28 @@ class Directory:
             NodeNotFoundError: the node was never announced.
             AgentNotOnNodeError: the agent has never run on that node.
         """
-        view = self.agent(agent)
-        if node is None:
-            return view
+        record = self._agents.get(agent)
+        if record is None:
+            raise self._unknown_agent(subjects.require_id(agent))
+        if node is None or node in record.nodes:
+            return
         if not self.has_node(subjects.require_id(node, "node")):
-            known = ", ".join(one.node for one in self.nodes()) or "none"
+            known = ", ".join(sorted(self._nodes)) or "none"
             raise NodeNotFoundError(f"no node {node!r}; known nodes: {known}", node=node)
-        record = self.agent_record(agent)
-        if record is not None and node not in {*record.nodes, *view.nodes}:
-            raise AgentNotOnNodeError(
-                f"agent {agent!r} has never run on {node!r}; it runs on {', '.join(view.nodes)}",
-                agent=agent,
-                node=node,
-            )
-        return view
+        raise AgentNotOnNodeError(
+            f"agent {agent!r} has never run on {node!r}; it runs on {', '.join(record.nodes)}",
+            agent=agent,
+            node=node,
+        )
 
     def state_on(self, agent: str, node: str | None) -> State:
         """Return whether the agent can be reached now, on `node` when one is given."""
-        view = self.agent(agent)
-        if node is None or view.state is not State.ONLINE:
-            return view.state
-        return State.ONLINE if node in view.nodes else State.OFFLINE
+        placements = self._placements.get(agent, {}).values()
+        return self._state(
+            is_live=any(
+                self.has_instance(one.instance) and node in (None, one.node) for one in placements
+            )
+        )
 
     def _agent_view(self, record: AgentRecord) -> AgentView:
         placements = self._placements.get(record.card.id, {}).values()

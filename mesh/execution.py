@@ -110,10 +110,11 @@ class Execution:
     ) -> None:
         """Run the handler, and write what it says or why it failed."""
         try:
-            async with asyncio.timeout(left_s):
-                question = read_question(delivery, headers)
-                context = self._context(delivery, headers, question, left_s)
-                reply = await self._handle(question, context, writer)
+            question = read_question(delivery, headers)
+            context = self._context(delivery, headers, question, left_s)
+            is_short = left_s is not None and left_s <= WORKING_AFTER_S
+            async with asyncio.timeout(left_s if is_short else None) as limit:
+                reply = await self._handle(question, context, writer, limit)
         except TimeoutError as error:
             await writer.error(_timeout(self._agent.id, error, headers))
             return
@@ -161,13 +162,18 @@ class Execution:
         )
 
     async def _handle(
-        self, question: Question, context: CallContext, writer: ReplyWriter
+        self,
+        question: Question,
+        context: CallContext,
+        writer: ReplyWriter,
+        limit: asyncio.Timeout,
     ) -> ChatReply:
         handler = self._agent.handler
         if handler is None:
             raise AgentFailedError(f"agent {self._agent.id!r} answers no chat requests")
         loop = asyncio.get_running_loop()
-        announcement = loop.call_later(WORKING_AFTER_S, self._say_working, context, writer)
+        # One timer for a fast call, and its deadline is only set when it turns out slow.
+        slow = loop.call_later(WORKING_AFTER_S, self._turn_slow, context, writer, limit)
         try:
             if handler.kind.streams:
                 return await self._stream(handler, question.chat, context, writer)
@@ -182,9 +188,11 @@ class Execution:
                 f"{type(error).__name__}: {error}", error_type=type(error).__name__
             ) from error
         finally:
-            announcement.cancel()
+            slow.cancel()
 
-    def _say_working(self, context: CallContext, writer: ReplyWriter) -> None:
+    def _turn_slow(self, context: CallContext, writer: ReplyWriter, limit: asyncio.Timeout) -> None:
+        if context.deadline is not None:
+            limit.reschedule(context.deadline)
         body = WorkingBody(
             agent=self._agent.id,
             node=self._place.node,

@@ -35,12 +35,14 @@ class ReplyInbox:
         self._connection = connection
         self._caller = caller
         self._instance = instance
+        # The ids are checked once, for the life of the inbox; a call id is always ours.
+        self._reply_prefix = subjects.reply(caller, instance, "0").removesuffix("0")
         self._calls: dict[str, Call] = {}
         self._tasks = BackgroundTasks()
 
     def reply_subject(self, call_id: str) -> str:
         """Return where call `call_id` is to be answered."""
-        return subjects.reply(self._caller, self._instance, call_id)
+        return f"{self._reply_prefix}{call_id}"
 
     def expect(self, call: Call) -> None:
         """Bring the frames of `call` until it ends, and end it at its deadline."""

@@ -13,7 +13,7 @@ from mesh import headers as h
 from mesh.background import BackgroundTasks
 from mesh.calls import Call
 from mesh.errors import AckLostError, MailboxFullError, MeshError, PublishRefusedError
-from mesh.publisher import ACK_TIMEOUT_S, MAILBOX_FULL, PubAck, Publisher
+from mesh.publisher import MAILBOX_FULL, PubAck, Publisher
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +51,9 @@ class Outbox:
 
     async def _publish(self, call: Call, request: Request) -> None:
         future = await self._publisher.submit(request.subject, request.body, request.headers)
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(ACK_TIMEOUT_S, self._repeat, call, request)
-        call.on_end(timer.cancel)
-        future.add_done_callback(partial(self._on_ack, call, request, timer))
+        future.add_done_callback(partial(self._on_ack, call, request))
 
-    def _on_ack(
-        self,
-        call: Call,
-        request: Request,
-        timer: asyncio.TimerHandle,
-        acknowledged: "asyncio.Future[PubAck]",
-    ) -> None:
-        timer.cancel()
+    def _on_ack(self, call: Call, request: Request, acknowledged: "asyncio.Future[PubAck]") -> None:
         if acknowledged.cancelled():
             return
         error = acknowledged.exception()

@@ -86,7 +86,8 @@ def _compare(declared: StreamConfig, found: StreamConfig) -> list[Difference]:
     for field in fields(StreamConfig):
         wanted = getattr(declared, field.name)
         actual = getattr(found, field.name)
-        if wanted is None or field.name == "sources" or wanted == actual:
+        # What is not declared is the server's to choose.
+        if wanted == field.default or field.name == "sources" or wanted == actual:
             continue
         differences.append(Difference(str(declared.name), field.name, wanted, actual))
     return differences

@@ -31,6 +31,11 @@ HEADROOM_BYTES: Final = 4096
 """Left free under `max_payload` for what the broker adds. A message over the limit, headers
 included, closes a nats-py client for ever."""
 
+HEADERS_AT_MOST_BYTES: Final = 8192
+"""All of ours together stay far below; only a body near the limit needs exact arithmetic."""
+EXPIRY_CHECK_S: Final = 1.0
+RETRY_PAUSE_S: Final = 0.2
+
 MAILBOX_FULL: Final = 10077
 """JetStream error code: maximum messages (of this subject) exceeded."""
 
@@ -51,11 +56,24 @@ class Publisher:
         self._client = client
         self._prefix = client.new_inbox()
         self._tokens = count()
-        self._waiting: dict[str, asyncio.Future[PubAck]] = {}
+        self._waiting: dict[str, _Waiting] = {}
+        """In the order of sending, so that the oldest come first."""
 
     async def start(self) -> None:
         """Subscribe to the acknowledgements."""
         await self._client.subscribe(f"{self._prefix}.*", cb=self._on_ack)
+
+    async def expire_forever(self) -> None:
+        """Fail what was not acknowledged in time, until cancelled. One clock for all of it."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(EXPIRY_CHECK_S)
+            overdue = loop.time() - ACK_TIMEOUT_S
+            for token, waiting in list(self._waiting.items()):
+                if waiting.sent_at > overdue:
+                    break
+                self._waiting.pop(token, None)
+                _fail(waiting.future, AckLostError(f"no acknowledgement for {ACK_TIMEOUT_S:g} s"))
 
     @property
     def limit_bytes(self) -> int:
@@ -68,6 +86,8 @@ class Publisher:
         Raises:
             PayloadTooLargeError: it does not.
         """
+        if len(body) < self.limit_bytes - HEADERS_AT_MOST_BYTES:
+            return
         size = len(body) + h.encoded_size(headers)
         if size > self.limit_bytes:
             raise PayloadTooLargeError(
@@ -82,8 +102,8 @@ class Publisher:
     ) -> asyncio.Future[PubAck]:
         """Send a message and return the future of its acknowledgement.
 
-        The future raises `PublishRefusedError`, `StreamMissingError`, or `AckLostError` after a
-        lost connection. It has no time limit of its own.
+        The future raises `PublishRefusedError`, `StreamMissingError`, or `AckLostError` after
+        5 s or a lost connection. Nobody has to await it.
 
         Raises:
             PayloadTooLargeError: the message is over the broker's limit; nothing was sent.
@@ -91,15 +111,15 @@ class Publisher:
         """
         self.require_size(body, headers)
         token = str(next(self._tokens))
-        future: asyncio.Future[PubAck] = asyncio.get_running_loop().create_future()
-        self._waiting[token] = future
-        future.add_done_callback(lambda _: self._waiting.pop(token, None))
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[PubAck] = loop.create_future()
+        self._waiting[token] = _Waiting(future, loop.time())
         try:
             await self._client.publish(
                 subject, body, reply=f"{self._prefix}.{token}", headers=headers
             )
         except (nats.errors.ConnectionClosedError, nats.errors.OutboundBufferLimitError) as error:
-            future.cancel()
+            self._waiting.pop(token, None)
             raise BrokerUnreachableError(f"cannot publish: {error}") from error
         return future
 
@@ -113,44 +133,52 @@ class Publisher:
         Raises:
             PublishRefusedError: JetStream does not take it.
             StreamMissingError: no stream captures `subject`.
-            BrokerUnreachableError: no acknowledgement within `give_up_s`.
+            BrokerUnreachableError: no acknowledgement within `give_up_s`, or a few seconds more.
             PayloadTooLargeError: it is over the broker's limit.
         """
         deadline = asyncio.get_running_loop().time() + give_up_s
         while True:
-            remaining = deadline - asyncio.get_running_loop().time()
-            if remaining <= 0:
+            try:
+                return await (await self.submit(subject, body, headers))
+            except AckLostError:
+                headers = {**headers, h.RETRY: "1"}
+            except BrokerUnreachableError:
+                if self._client.is_closed:
+                    raise
+                # The connection is being re-made, and its buffer is full: wait for either end.
+                await asyncio.sleep(RETRY_PAUSE_S)
+            if asyncio.get_running_loop().time() > deadline:
                 raise BrokerUnreachableError(
                     f"the broker acknowledged nothing on {subject} for {give_up_s:g} s"
                 )
-            try:
-                future = await self.submit(subject, body, headers)
-                return await asyncio.wait_for(future, min(ACK_TIMEOUT_S, remaining))
-            except (TimeoutError, AckLostError):
-                headers = {**headers, h.RETRY: "1"}
-            except BrokerUnreachableError:
-                # The connection is being re-made, and its buffer is full: wait for either end.
-                if self._client.is_closed:
-                    raise
-                await asyncio.sleep(min(0.2, remaining))
 
     def forget_unacknowledged(self) -> None:
         """Fail what waits for an acknowledgement: after a reconnect most would wait in vain."""
-        for future in list(self._waiting.values()):
-            if not future.done():
-                future.set_exception(AckLostError("the connection was lost before the answer"))
-                future.exception()  # Nobody may be waiting: not an unretrieved exception.
+        waiting, self._waiting = self._waiting, {}
+        for one in waiting.values():
+            _fail(one.future, AckLostError("the connection was lost before the acknowledgement"))
 
     async def _on_ack(self, message: Msg) -> None:
-        future = self._waiting.get(message.subject.rpartition(".")[2])
-        if future is None or future.done():
+        waiting = self._waiting.pop(message.subject.rpartition(".")[2], None)
+        if waiting is None or waiting.future.done():
             return
         outcome = _read_ack(message)
         if isinstance(outcome, PubAck):
-            future.set_result(outcome)
+            waiting.future.set_result(outcome)
         else:
-            future.set_exception(outcome)
-            future.exception()
+            _fail(waiting.future, outcome)
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    future: "asyncio.Future[PubAck]"
+    sent_at: float
+
+
+def _fail(future: "asyncio.Future[PubAck]", error: TransportError) -> None:
+    if not future.done():
+        future.set_exception(error)
+        future.exception()  # Nobody may be waiting: not an unretrieved exception.
 
 
 def _read_ack(message: Msg) -> PubAck | TransportError:

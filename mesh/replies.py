@@ -11,10 +11,10 @@ from typing import Final
 
 from mesh import headers as h
 from mesh.connection import Connection
-from mesh.errors import AckLostError, BrokerUnreachableError, MeshError
+from mesh.errors import AckLostError, MeshError
 from mesh.frames import Frame, error_body
 from mesh.history import read_history, read_last
-from mesh.publisher import ACK_TIMEOUT_S, PubAck
+from mesh.publisher import PubAck
 from mesh.streams import ACK_BACKOFF_S, REPLY, REPLY_DEDUPE_S
 from schemas.frame import FrameKind
 
@@ -122,8 +122,8 @@ class ReplyWriter:
     async def _confirm(self, seq: int) -> None:
         body, future = self._unacknowledged[seq]
         try:
-            await asyncio.wait_for(asyncio.shield(future), ACK_TIMEOUT_S)
-        except (TimeoutError, AckLostError, BrokerUnreachableError):
+            await asyncio.shield(future)
+        except AckLostError:
             headers = self._headers(FrameKind.CHUNK, h.JSON, seq)
             headers[h.MSG_ID] = f"{self._address.call_id}.{self._address.attempt}.{seq}"
             await self._publisher.publish(self._address.subjects[0], body, headers)
@@ -139,10 +139,11 @@ class ReplyWriter:
             h.KIND: kind.value,
             h.CORRELATION_ID: address.call_id,
             h.CONTENT_TYPE: content_type,
-            h.ATTEMPT: str(address.attempt),
             h.NODE: address.node,
             h.INSTANCE: address.instance,
         }
+        if address.attempt > 1:
+            headers[h.ATTEMPT] = str(address.attempt)
         if seq:
             headers[h.SEQ] = str(seq)
         if not address.is_core:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from mesh.errors import InvalidIdError, InvalidInputError
-from schemas.base import ID_RULE, is_id
+from schemas.base import ID_PATTERN, ID_RULE, is_id
 
 ALL_INBOXES: Final = "agent.*.inbox"
 ALL_PINNED_INBOXES: Final = "agent.*.inbox.*"
@@ -33,7 +33,9 @@ REGISTRY_BUCKET: Final = "registry"
 INVALID_AGENT: Final = "invalid-id"
 """Stands for a token that is no id, in the subjects of dead letters."""
 
-_CALL_PATTERN: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_CALL: Final = r"[A-Za-z0-9_-]{1,64}"
+_CALL_PATTERN: Final = re.compile(_CALL)
+_REPLY_PATTERN: Final = re.compile(rf"agent\.{ID_PATTERN.pattern}\.reply(\.{_CALL}\.{_CALL})?")
 _EVENT_PATTERN: Final = re.compile(r"[a-z0-9_-]{1,64}(\.[a-z0-9_-]{1,64}){0,3}")
 
 
@@ -171,10 +173,7 @@ def is_reply(subject: str) -> bool:
     Anything else in a `reply_to` header would let a caller make an agent publish where the
     caller itself may not.
     """
-    tokens = subject.split(".")
-    if tokens[0] != "agent" or len(tokens) not in (3, 5) or tokens[2] != "reply":
-        return False
-    return is_id(tokens[1]) and all(_CALL_PATTERN.fullmatch(token) for token in tokens[3:])
+    return _REPLY_PATTERN.fullmatch(subject) is not None
 
 
 def is_inbox_reply(subject: str) -> bool:

@@ -1,8 +1,8 @@
 """One parent and the processes it keeps running.
 
 Starts parts, waits until they say that they are ready, passes on what they print, starts again
-what dies, and stops all in reverse order. Knows no part of the mesh: which ones there are stands
-in `mesh.cli`; the broker has its own module, for nobody may start that again behind our back.
+what dies, and stops all in reverse order. Knows no part of the mesh (`mesh.cli` does), and does
+not run the broker (`mesh.broker` does).
 """
 
 import asyncio
@@ -17,22 +17,17 @@ from collections import deque
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Final, Self
+from typing import Any, Final, Self
 
-from mesh.errors import MeshError, PartFailedError
+from mesh.errors import PartFailedError
 
-READY_VARIABLE: Final = "MESH_READY_FD"
 BACK_OFF_S: Final = (0.2, 0.5, 1.0, 2.0, 5.0)
-"""The pause before each start again; the last one repeats."""
 STEADY_S: Final = 30.0
-"""A process that lived this long has the back-off begin anew when it dies."""
+"""Who lived this long begins with the first pause again."""
 
 OnLine = Callable[[str, str], None]
 """Is told the name of a part and a line: one that it printed, or news about it."""
-
-_LAST_LINES: Final = 20
-_LINE_LIMIT_BYTES: Final = 1_000_000
-_READY_LINE: Final = b"ready\n"
+_READY_VARIABLE: Final = "MESH_READY_FD"
 
 
 def report_ready(environ: MutableMapping[str, str] = os.environ) -> None:
@@ -40,14 +35,12 @@ def report_ready(environ: MutableMapping[str, str] = os.environ) -> None:
 
     Takes the variable out of `environ`: the second call and our own children find none.
     """
-    number = environ.pop(READY_VARIABLE, "")
-    if not number.isdecimal():
-        return
-    with suppress(OSError, OverflowError):
+    with suppress(OSError, ValueError, OverflowError):
+        ready_fd = int(environ.pop(_READY_VARIABLE, ""))
         # A variable that was inherited too far may name another file by now.
-        if stat.S_ISFIFO(os.fstat(int(number)).st_mode):
-            os.write(int(number), _READY_LINE)
-            os.close(int(number))
+        if stat.S_ISFIFO(os.fstat(ready_fd).st_mode):
+            os.write(ready_fd, b"ready\n")
+            os.close(ready_fd)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +66,7 @@ class Supervisor:
         self._on_line = on_line
         self._restart = restart
         self._stop_grace_s = stop_grace_s
-        self._children: dict[str, _Child] = {}
+        self._children: list[_Child] = []
         self._keepers: list[asyncio.Task[None]] = []
         self._broken: Exception | None = None
 
@@ -83,14 +76,15 @@ class Supervisor:
     async def __aexit__(self, *_: object) -> None:
         for keeper in self._keepers:
             keeper.cancel()
-        children = list(reversed(self._children.values()))
+        children = self._children[::-1]
         try:
-            if self._keepers:
-                await asyncio.wait(self._keepers)
+            await asyncio.gather(*self._keepers, return_exceptions=True)
             for child in children:
-                await child.stop(self._stop_grace_s)
+                await child.stop()
         finally:
-            await asyncio.gather(*(child.stop(0) for child in children))
+            for child in children:
+                child.kill()
+            await asyncio.gather(*(child.stop() for child in children))
         if self._broken is not None:
             raise self._broken
 
@@ -99,16 +93,13 @@ class Supervisor:
 
         Raises:
             PartFailedError: it ended before, could not be executed, or took too long.
-            MeshError: a part of this name has been started.
         """
-        if part.name in self._children:
-            raise MeshError(f"{part.name} is started already: give the part another name")
-        child = _Child(part, ready_timeout_s, self._tell)
-        self._children[part.name] = child
+        child = _Child(part, self._tell, ready_timeout_s, self._stop_grace_s)
+        self._children.append(child)
         try:
-            await child.launch(self._stop_grace_s)
-        except PartFailedError:
-            del self._children[part.name]
+            await child.launch()
+        except BaseException:
+            self._children.remove(child)
             raise
         self._keepers.append(asyncio.create_task(self._keep(child)))
 
@@ -127,20 +118,19 @@ class Supervisor:
 
     def pid(self, name: str) -> int | None:
         """Return the process id of a part, or None while it does not run."""
-        child = self._children.get(name)
-        return child.pid if child else None
+        return next((child.pid for child in self._children if child.part.name == name), None)
 
     async def _keep(self, child: "_Child") -> None:
         deaths = 0
         how = await child.ended()
         while self._restart:
-            deaths = 0 if child.age_s >= STEADY_S else deaths
+            deaths = 0 if time.monotonic() - child.started_at >= STEADY_S else deaths
             pause_s = BACK_OFF_S[min(deaths, len(BACK_OFF_S) - 1)]
             deaths += 1
             self._tell(child.part.name, f"{how}; starting again in {pause_s:g} s")
             await asyncio.sleep(pause_s)
             try:
-                await child.launch(self._stop_grace_s)
+                await child.launch()
                 self._tell(child.part.name, f"started again (process {child.pid})")
                 how = await child.ended()
             except PartFailedError as error:
@@ -153,3 +143,157 @@ class Supervisor:
                 self._on_line(name, line)
             except Exception as error:  # noqa: BLE001 - kept, and raised when the context ends
                 self._broken = error
+
+
+class _Child:
+    """One part, and the process that runs it at the moment."""
+
+    def __init__(self, part: Part, tell: OnLine, ready_timeout_s: float, grace_s: float) -> None:
+        self.part = part
+        self._tell = tell
+        self._ready_timeout_s = ready_timeout_s
+        self._grace_s = grace_s
+        self._process: Process | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._last_lines: deque[str] = deque(maxlen=20)
+        self.started_at = 0.0
+
+    @property
+    def pid(self) -> int | None:
+        process = self._process
+        return process.pid if process and process.returncode is None else None
+
+    async def launch(self) -> None:
+        """Start the process and wait until it is ready. If that fails, nothing of it is left."""
+        self._last_lines.clear()
+        self.started_at = time.monotonic()
+        output, ready = await _Pipe.open(), await _Pipe.open()
+        try:
+            self._process = process = await self._spawn(output, ready)
+            self._reading = asyncio.create_task(self._read(output))
+            if not await self._is_ready(process, ready):
+                raise await self._never_ready(process.returncode)
+        except BaseException:
+            await self.stop()
+            output.transport.close()
+            raise
+        finally:
+            ready.transport.close()
+
+    async def ended(self) -> str:
+        """Wait for the end of the process and of its output, and tell how it ended."""
+        assert self._process is not None
+        code = await self._process.wait()
+        await self.stop()
+        return f"ended ({_ending(code)})"
+
+    async def stop(self) -> None:
+        """Stop the process: SIGTERM, grace, SIGKILL to it and to all it left behind."""
+        if self._process is None or self._reading is None:
+            return
+        try:
+            if self._process.returncode is None:
+                with suppress(ProcessLookupError):
+                    os.kill(self._process.pid, signal.SIGTERM)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._process.wait(), self._grace_s)
+        finally:
+            self.kill()
+            await self._process.wait()
+            # Somebody who left the group may keep the pipe open for ever.
+            await asyncio.wait({self._reading}, timeout=1)
+            self._reading.cancel()
+
+    def kill(self) -> None:
+        """Kill the process and its group. Once our pipe is closed, the id may be another's."""
+        process, reading = self._process, self._reading
+        if process and reading and (process.returncode is None or not reading.done()):
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+    async def _spawn(self, output: "_Pipe", ready: "_Pipe") -> Process:
+        # Without PYTHONUNBUFFERED, lines in a pipe come kilobytes late.
+        environ = {"PYTHONUNBUFFERED": "1", **os.environ, **self.part.environ}
+        environ[_READY_VARIABLE] = str(ready.write_fd)
+        options: dict[str, Any] = {"stdin": DEVNULL, "stdout": output.write_fd, "stderr": STDOUT}
+        options |= {"env": environ, "pass_fds": (ready.write_fd,)}
+        # Ctrl-C must reach the parent alone: it stops the parts in their order.
+        options |= {"start_new_session": True, "preexec_fn": _death_with_parent()}
+        try:
+            return await asyncio.create_subprocess_exec(*self.part.command, **options)
+        except OSError as error:
+            raise self._failure(f"could not be started: {error}", None) from error
+        finally:
+            os.close(output.write_fd)
+            os.close(ready.write_fd)
+
+    async def _read(self, output: "_Pipe") -> None:
+        try:
+            while line := await output.next_line():
+                text = line.decode(errors="replace").rstrip()
+                self._last_lines.append(text)
+                self._tell(self.part.name, text)
+        finally:
+            output.transport.close()
+
+    async def _is_ready(self, process: Process, ready: "_Pipe") -> bool:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._ready_timeout_s):
+                if await ready.stream.read(6) == b"ready\n":
+                    return True
+                # It closed the pipe without a word: most likely it is about to end.
+                await process.wait()
+        return False
+
+    async def _never_ready(self, code: int | None) -> PartFailedError:
+        await self.stop()
+        if code is None:
+            return self._failure(f"was not ready in {self._ready_timeout_s:g} s", code)
+        return self._failure(f"ended before it was ready ({_ending(code)})", code)
+
+    def _failure(self, what: str, code: int | None) -> PartFailedError:
+        name, lines = self.part.name, tuple(self._last_lines)
+        message = ": ".join((f"{name} {what}", *lines[-1:]))
+        return PartFailedError(message, name=name, exit_code=code, last_lines=lines)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pipe:
+    """A pipe whose other end a child gets."""
+
+    stream: asyncio.StreamReader
+    transport: asyncio.ReadTransport
+    write_fd: int
+
+    @classmethod
+    async def open(cls) -> "_Pipe":
+        read_fd, write_fd = os.pipe()
+        stream = asyncio.StreamReader(limit=1_000_000)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(stream), os.fdopen(read_fd, "rb", buffering=0)
+        )
+        return cls(stream, transport, write_fd)
+
+    async def next_line(self) -> bytes:
+        try:
+            return await self.stream.readline()
+        except ValueError:
+            return b"(part of a line of more than 1 MB)"
+
+
+def _ending(code: int) -> str:
+    return f"exit code {code}" if code >= 0 else f"signal {-code}, {signal.strsignal(-code)}"
+
+
+def _death_with_parent() -> Callable[[], None] | None:
+    """What a child runs between fork and exec. Other systems have no such signal."""
+    if sys.platform != "linux":
+        return None
+    libc, parent = ctypes.CDLL(None), os.getpid()
+
+    def ask() -> None:
+        libc.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return ask
