@@ -120,7 +120,9 @@ class ReplyWriter:
             await self._publisher.publish(subject, body, {**headers, h.MSG_ID: message_id})
 
     async def _confirm(self, seq: int) -> None:
-        body, future = self._unacknowledged[seq]
+        if (waiting := self._unacknowledged.get(seq)) is None:
+            return
+        body, future = waiting
         try:
             await asyncio.shield(future)
         except AckLostError:

@@ -1,0 +1,5 @@
+"""`python -m mesh` is `mesh`."""
+
+from mesh.cli import main
+
+main()

@@ -1,0 +1,116 @@
+"""`mesh agents`, `mesh nodes`, `mesh agent`: who is in the mesh."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mesh.cli import exits
+
+if TYPE_CHECKING:
+    from mesh.directory import Directory
+
+MARKS = {"online": "●", "offline": "○", "unknown": "?"}
+
+
+def list_agents(
+    node: Annotated[str, typer.Option("--node", "-n", help="Only agents on this node.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", "-j", help="Print JSON.")] = False,
+) -> None:
+    """List the agents of the mesh."""
+    exits.run(_list_agents(node, as_json), as_json=as_json)
+
+
+def list_nodes(
+    as_json: Annotated[bool, typer.Option("--json", "-j", help="Print JSON.")] = False,
+) -> None:
+    """List the nodes of the mesh."""
+    exits.run(_list_nodes(as_json), as_json=as_json)
+
+
+def show_agent(
+    agent: Annotated[str, typer.Argument(help="The agent's id.")],
+    as_json: Annotated[bool, typer.Option("--json", "-j", help="Print JSON.")] = False,
+) -> None:
+    """Show one agent: where it runs, and how to reach it."""
+    exits.run(_show_agent(agent, as_json), as_json=as_json)
+
+
+async def _list_agents(node: str, as_json: bool) -> None:
+    views = [one for one in (await _directory()).agents() if not node or node in one.nodes]
+    if as_json:
+        _print_json([one.model_dump(mode="json") for one in views])
+        return
+    if not views:
+        typer.echo("No agents. Run one: mesh run handlers.echo:agent", err=True)
+        return
+    rows = [
+        (one.card.id, _mark(one.state), ", ".join(one.nodes), _line(one.card.description))
+        for one in views
+    ]
+    _print_table(("AGENT", "STATE", "NODE", "DESCRIPTION"), rows)
+
+
+async def _list_nodes(as_json: bool) -> None:
+    views = (await _directory()).nodes()
+    if as_json:
+        _print_json([one.model_dump(mode="json") for one in views])
+        return
+    rows = [
+        (one.node, _mark(one.state), str(len(one.instances)), ", ".join(one.agents) or "-")
+        for one in views
+    ]
+    _print_table(("NODE", "STATE", "PROCESSES", "AGENTS"), rows)
+
+
+async def _show_agent(agent: str, as_json: bool) -> None:
+    view = (await _directory()).agent(agent)
+    if as_json:
+        _print_json(view.model_dump(mode="json"))
+        return
+    facts = {
+        "agent": view.card.id,
+        "state": _mark(view.state),
+        "node": ", ".join(view.nodes) or "-",
+        "instances": ", ".join(view.instances) or "-",
+        "description": _line(view.card.description) or "-",
+        "model": view.card.model or "-",
+        "streams": "yes" if view.card.streams else "no",
+        "concurrency": str(view.card.concurrency),
+        "registered": view.registered_at,
+        "subject": f"agent.{view.card.id}.inbox",
+        "try": f'mesh send {view.card.id} "hello"',
+    }
+    for name, value in facts.items():
+        typer.echo(f"{name:<12} {exits.plain(value)}")
+
+
+async def _directory() -> "Directory":
+    from mesh.connection import open_connection
+    from mesh.directory import load_directory
+    from mesh.settings import Settings
+
+    async with open_connection(Settings.from_env().nats_url, name="mesh agents") as connection:
+        return await load_directory(connection)
+
+
+def _mark(state: str) -> str:
+    return f"{MARKS[state]} {state}"
+
+
+def _line(text: str) -> str:
+    return exits.plain(" ".join(text.split()))
+
+
+def _print_table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
+    table = [head, *rows]
+    widths = [max(len(row[column]) for row in table) for column in range(len(head))]
+    for row in table:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        typer.echo("  ".join(cells).rstrip())
+
+
+def _print_json(value: Any) -> None:
+    import orjson
+
+    typer.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())

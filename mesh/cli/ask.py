@@ -1,0 +1,170 @@
+"""`mesh send` and `mesh chat`: a person asks an agent."""
+
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mesh.cli import exits
+
+if TYPE_CHECKING:
+    from mesh.calls import Call
+    from mesh.client import MeshClient
+
+TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    agent: str
+    question: str
+    node: str | None
+    source: str
+    timeout_s: float
+    wait: bool
+
+
+def send(
+    agent: Annotated[str, typer.Argument(help="The agent to ask.")],
+    text: Annotated[
+        str, typer.Argument(help="The question; '-' or nothing reads it from stdin.")
+    ] = "-",
+    node: Annotated[str, typer.Option("--node", "-n", help="Only the instance on this node.")] = "",
+    source: Annotated[str, typer.Option("--from", "-f", help="Ask as this agent.")] = "cli",
+    timeout_s: Annotated[
+        float, typer.Option("--timeout", "-t", help="Deadline in seconds.")
+    ] = TIMEOUT_S,
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="Fail at once if it is not running.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", "-j", help="Print the answer as one JSON line.")
+    ] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", "-r", help="Print the answer's bytes, no newline.")
+    ] = False,
+) -> None:
+    """Ask an agent, and print its answer as it comes.
+
+    An agent that is offline gets the question when it is back, until the deadline.
+    """
+    ask = _Ask(agent, _read_question(text), node or None, source, timeout_s, wait=not no_wait)
+    exits.run(_send(ask, as_json=as_json, raw=raw), as_json=as_json)
+
+
+def chat(
+    agent: Annotated[str, typer.Argument(help="The agent to talk to.")],
+    node: Annotated[str, typer.Option("--node", "-n", help="Only the instance on this node.")] = "",
+    timeout_s: Annotated[
+        float, typer.Option("--timeout", "-t", help="Deadline of each answer.")
+    ] = TIMEOUT_S,
+) -> None:
+    """Talk with an agent; it gets the whole conversation each time. Ctrl-D ends it."""
+    exits.run(_chat(agent, node or None, timeout_s))
+
+
+def _read_question(text: str) -> str:
+    from mesh.errors import InvalidInputError
+
+    if text == "-":
+        if sys.stdin.isatty():
+            typer.echo("Type the question, then Ctrl-D:", err=True)
+        try:
+            text = sys.stdin.buffer.read().decode()
+        except UnicodeDecodeError:
+            exits.fail(InvalidInputError("the question is not UTF-8 text", field="text"))
+    return text
+
+
+async def _send(ask: _Ask, *, as_json: bool, raw: bool) -> None:
+    from mesh.cli.sessions import open_session
+    from mesh.client import encode_question
+    from mesh.settings import Settings
+
+    started = time.monotonic()
+    async with open_session(Settings.from_env(), caller=ask.source) as client:
+        body = encode_question(ask.agent, ask.question, stream=not as_json)
+        call = await client.start(
+            ask.agent, body, node=ask.node, timeout_s=ask.timeout_s, wait=ask.wait
+        )
+        if as_json:
+            await _print_json(call, started)
+        else:
+            await _print_text(call, raw=raw)
+
+
+async def _print_text(call: "Call", *, raw: bool) -> None:
+    async for part in call.text():
+        sys.stdout.write(part if raw else exits.plain(part))
+        sys.stdout.flush()
+    if not raw:
+        sys.stdout.write("\n")
+
+
+async def _print_json(call: "Call", started: float) -> None:
+    import orjson
+
+    frame = await call.result()
+    reply = await call.reply()
+    line = {
+        "call_id": call.id,
+        "agent": call.agent,
+        "node": frame.node,
+        "attempt": frame.attempt,
+        "content": reply.content,
+        "finish_reason": reply.finish_reason,
+        "tool_calls": reply.tool_calls,
+        "usage": reply.usage.model_dump(),
+        "duration_ms": round((time.monotonic() - started) * 1000),
+    }
+    typer.echo(orjson.dumps(line).decode())
+
+
+async def _chat(agent: str, node: str | None, timeout_s: float) -> None:
+    from mesh.cli.sessions import open_session
+    from mesh.settings import Settings
+
+    async with open_session(Settings.from_env()) as client:
+        client.directory.require_target(agent, node)
+        typer.echo(f"Talking with {agent}. Ctrl-D ends it.", err=True)
+        messages: list[dict[str, str]] = []
+        while (line := await _read_line()) is not None:
+            if line.strip():
+                messages.append({"role": "user", "content": line})
+                await _turn(client, agent, node, timeout_s, messages)
+
+
+async def _turn(
+    client: "MeshClient",
+    agent: str,
+    node: str | None,
+    timeout_s: float,
+    messages: list[dict[str, str]],
+) -> None:
+    from mesh.errors import CallError
+
+    answer = ""
+    question = {"messages": messages}
+    try:
+        async for part in client.stream(agent, question, node=node, timeout_s=timeout_s):
+            answer += part
+            sys.stdout.write(exits.plain(part))
+            sys.stdout.flush()
+        messages.append({"role": "assistant", "content": answer})
+    except CallError as error:
+        # One failed answer does not end the conversation.
+        messages.pop()
+        typer.echo(f"mesh: {exits.plain(error.message)}", err=True)
+    typer.echo()
+
+
+async def _read_line() -> str | None:
+    import asyncio
+
+    prompt = "> " if sys.stdin.isatty() else ""
+    try:
+        return await asyncio.to_thread(input, prompt)
+    except EOFError:
+        return None

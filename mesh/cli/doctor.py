@@ -1,0 +1,120 @@
+"""`mesh doctor`: what works here, what does not, and what to do about it."""
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mesh.cli import exits
+
+if TYPE_CHECKING:
+    from mesh.connection import Connection
+    from mesh.settings import Settings
+
+MARKS = {"ok": "✓", "warn": "!", "fail": "✗"}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report. `fix` says what to do, where something is to be done."""
+
+    state: str
+    what: str
+    fix: str = ""
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", "-j", help="Print JSON.")] = False,
+) -> None:
+    """Check the broker, the streams, the registrar and the HTTP door."""
+    findings = exits.run(_examine(), as_json=as_json)
+    if as_json:
+        import orjson
+
+        typer.echo(orjson.dumps([_as_dict(one) for one in findings]).decode())
+    else:
+        for one in findings:
+            fix = f"\n    {one.fix}" if one.fix else ""
+            typer.echo(f"{MARKS[one.state]} {exits.plain(one.what)}{fix}")
+    if any(one.state == "fail" for one in findings):
+        raise SystemExit(exits.FAILED)
+
+
+def _as_dict(finding: Finding) -> dict[str, str]:
+    return {"state": finding.state, "what": finding.what, "fix": finding.fix}
+
+
+async def _examine() -> list[Finding]:
+    from mesh.connection import open_connection
+    from mesh.errors import BrokerUnreachableError
+    from mesh.settings import Settings, unknown_variables
+    from mesh.version import VERSION
+
+    settings = Settings.from_env()
+    findings = [Finding("ok", f"mesh {VERSION}, node {settings.node}")]
+    findings += [Finding("warn", text) for text in unknown_variables(os.environ)]
+    findings.append(_examine_binary(settings))
+    try:
+        async with open_connection(settings.nats_url, name="mesh doctor") as connection:
+            server = connection.client.connected_server_version
+            version = f"{server.major}.{server.minor}.{server.patch}"
+            findings.append(Finding("ok", f"broker at {settings.nats_url}: nats-server {version}"))
+            findings += await _examine_broker(connection, settings)
+    except BrokerUnreachableError as error:
+        findings.append(Finding("fail", error.message, "start one: mesh up"))
+    findings.append(await _examine_http(settings))
+    return findings
+
+
+def _examine_binary(settings: "Settings") -> Finding:
+    from mesh.broker import find_server
+    from mesh.errors import ServerBinaryError
+
+    try:
+        return Finding("ok", f"nats-server for `mesh up`: {find_server(settings)}")
+    except ServerBinaryError as error:
+        state = "warn" if settings.is_broker_external else "fail"
+        return Finding(state, error.message)
+
+
+async def _examine_broker(connection: "Connection", settings: "Settings") -> list[Finding]:
+    import nats.errors
+
+    from mesh.directory import load_directory
+    from mesh.errors import TransportError
+    from mesh.provision import check_streams
+
+    try:
+        differences = await check_streams(connection, settings)
+        directory = await load_directory(connection)
+    except (TransportError, nats.errors.Error) as error:
+        return [Finding("fail", f"streams: {error}", "set them up: mesh up")]
+    missing = [one for one in differences if one.found == "missing"]
+    if missing:
+        names = ", ".join(one.stream for one in missing)
+        return [Finding("fail", f"streams are missing: {names}", "set them up: mesh up")]
+    findings = [Finding("warn", str(one), "an operator's change, kept") for one in differences]
+    if not differences:
+        findings.append(Finding("ok", "streams and buckets are as declared"))
+    if directory.is_authoritative:
+        findings.append(Finding("ok", "a registrar is alive"))
+    else:
+        fix = "calls go on, but nothing new can register: mesh up control"
+        findings.append(Finding("warn", "no registrar is alive", fix))
+    online = [one for one in directory.agents() if one.state == "online"]
+    findings.append(Finding("ok", f"{len(online)} of {len(directory.agents())} agents online"))
+    return findings
+
+
+async def _examine_http(settings: "Settings") -> Finding:
+    import httpx2
+
+    url = f"http://{settings.http_host}:{settings.http_ports[0]}/health"
+    try:
+        async with httpx2.AsyncClient(timeout=3, trust_env=False) as client:
+            response = await client.get(url)
+    except httpx2.HTTPError as error:
+        return Finding("warn", f"no HTTP door at {url} ({error})", "start one: mesh up http")
+    state = "ok" if response.status_code == 200 else "fail"
+    return Finding(state, f"HTTP door at {url}: {response.status_code}")

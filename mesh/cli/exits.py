@@ -1,0 +1,74 @@
+"""How a command ends: exit codes, and one line instead of a traceback."""
+
+import asyncio
+import json
+import sys
+from collections.abc import Coroutine
+from typing import Any, Final, NoReturn
+
+from mesh.errors import (
+    AgentNotFoundError,
+    AgentNotOnNodeError,
+    BrokerUnreachableError,
+    CallTimeoutError,
+    InvalidInputError,
+    LoadError,
+    MeshError,
+    NodeNotFoundError,
+    SettingsError,
+    StreamMissingError,
+)
+
+FAILED: Final = 1
+USAGE: Final = 2
+NOT_FOUND: Final = 3
+TIMEOUT: Final = 5
+NO_BROKER: Final = 6
+INTERRUPTED: Final = 130
+
+_CODES: Final[tuple[tuple[type[MeshError], int], ...]] = (
+    (InvalidInputError, USAGE),
+    (SettingsError, USAGE),
+    (LoadError, USAGE),
+    (AgentNotFoundError, NOT_FOUND),
+    (NodeNotFoundError, NOT_FOUND),
+    (AgentNotOnNodeError, NOT_FOUND),
+    (CallTimeoutError, TIMEOUT),
+    (BrokerUnreachableError, NO_BROKER),
+    (StreamMissingError, NO_BROKER),
+)
+
+
+def exit_code(error: MeshError) -> int:
+    """Return the exit code of an error."""
+    return next((code for kind, code in _CODES if isinstance(error, kind)), FAILED)
+
+
+def fail(error: MeshError, *, as_json: bool = False) -> NoReturn:
+    """Print an error on stderr, as one line, and exit."""
+    if as_json:
+        fields = {name: str(value) for name, value in error.fields.items()}
+        body = {"error": {"code": error.code, "message": error.message, **fields}}
+        sys.stderr.write(json.dumps(body) + "\n")
+    else:
+        sys.stderr.write(f"mesh: {plain(error.message)}\n")
+    raise SystemExit(exit_code(error))
+
+
+def run(work: Coroutine[Any, Any, Any], *, as_json: bool = False) -> Any:
+    """Run a command to its end, and turn its errors into an exit code and one line."""
+    try:
+        return asyncio.run(work)
+    except MeshError as error:
+        fail(error, as_json=as_json)
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None
+    except BrokenPipeError:
+        # Whoever read our output has had enough.
+        sys.stderr.close()
+        raise SystemExit(FAILED) from None
+
+
+def plain(text: str) -> str:
+    """Return text from elsewhere without control characters: it must not drive the terminal."""
+    return "".join(c for c in text if c in "\n\t" or (c.isprintable() or c == " "))

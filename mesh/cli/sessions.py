@@ -1,0 +1,29 @@
+"""The short-lived client behind `send`, `agents` and the others."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from mesh.client import Caller, MeshClient, new_instance_id, open_client
+from mesh.connection import open_connection
+from mesh.directory import load_directory
+from mesh.settings import Settings
+
+DEFAULT_CALLER = "cli"
+
+
+@asynccontextmanager
+async def open_session(
+    settings: Settings, *, caller: str = DEFAULT_CALLER
+) -> AsyncIterator[MeshClient]:
+    """Connect, read the registry once, and close at the end.
+
+    Raises:
+        BrokerUnreachableError: there is no broker.
+        StreamMissingError: the broker has no mesh on it.
+        InvalidIdError: `caller` is no id.
+    """
+    identity = Caller(id=caller, node=settings.node, instance=new_instance_id())
+    async with open_connection(settings.nats_url, name=f"mesh {caller}") as connection:
+        directory = await load_directory(connection)
+        async with open_client(connection, directory, identity) as client:
+            yield client

@@ -1,0 +1,137 @@
+"""`mesh up`: the broker, the control plane and the HTTP shim, or one of them alone."""
+
+import time
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mesh.cli import exits
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from mesh.broker import OnLog
+    from mesh.cli.keeper import BrokerKeeper
+    from mesh.settings import Settings
+
+
+class Only(StrEnum):
+    """A part that can be started alone."""
+
+    BROKER = "broker"
+    CONTROL = "control"
+    HTTP = "http"
+
+
+def up(
+    only: Annotated[Only | None, typer.Argument(help="Start this part alone.")] = None,
+    node: Annotated[
+        str, typer.Option("--node", "-n", help="Name of this machine in the mesh.")
+    ] = "",
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
+) -> None:
+    """Start a mesh: broker, registrar and OpenAI door, on this machine's loopback.
+
+    With MESH_NATS_URL set it uses that broker instead of starting one. Ctrl-C stops everything;
+    what agents were sent stays in the data directory and is there after the next start.
+    """
+    from dataclasses import replace
+
+    from mesh import subjects
+    from mesh.cli import logs
+    from mesh.errors import MeshError
+    from mesh.settings import Settings
+
+    logs.set_up(verbose=verbose)
+    try:
+        settings = Settings.from_env()
+        if node:
+            settings = replace(settings, node=subjects.require_id(node, "node"))
+    except MeshError as error:
+        exits.fail(error)
+    match only:
+        case Only.CONTROL:
+            exits.run(_run_control(settings))
+        case Only.HTTP:
+            exits.run(_run_http(settings))
+        case _:
+            exits.run(_run_all(settings, broker_only=only is Only.BROKER, verbose=verbose))
+
+
+async def _run_control(settings: "Settings") -> None:
+    from handlers.control import create_app
+    from mesh.supervisor import report_ready
+
+    await create_app(settings, on_ready=report_ready).run()
+
+
+async def _run_http(settings: "Settings") -> None:
+    from mesh.shim.server import serve
+    from mesh.supervisor import report_ready
+
+    await serve(settings, on_ready=lambda _: report_ready())
+
+
+async def _run_all(settings: "Settings", *, broker_only: bool, verbose: bool) -> None:
+    from mesh.cli import parts
+    from mesh.cli.keeper import BrokerKeeper
+    from mesh.cli.signals import stop_on_signals
+    from mesh.supervisor import Supervisor
+
+    started = time.monotonic()
+    stop = stop_on_signals()
+    settings = parts.with_real_ports(settings)
+    keeper = BrokerKeeper(settings, on_log=broker_log(verbose=verbose))
+    async with keeper.running(), Supervisor(on_line=print_line) as supervisor:
+        if not broker_only:
+            children = [parts.control(settings, keeper.url), parts.http(settings, keeper.url)]
+            await supervisor.start_all(children)
+        _greet(settings, keeper, broker_only, time.monotonic() - started)
+        await run_until(stop, keeper)
+        typer.echo("stopping …", err=True)
+
+
+async def run_until(stop: "asyncio.Event", keeper: "BrokerKeeper") -> None:
+    """Keep the broker alive until `stop` is set.
+
+    Raises:
+        EmbeddedBrokerError: it cannot be kept alive.
+    """
+    import asyncio
+
+    watching = asyncio.create_task(keeper.watch())
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({watching, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if watching.done():
+        watching.result()
+    watching.cancel()
+
+
+def broker_log(*, verbose: bool) -> "OnLog":
+    """Return what prints the broker's log: warnings and worse, everything with `verbose`."""
+
+    def on_log(level: str, message: str) -> None:
+        if verbose or level in ("WRN", "ERR", "FTL"):
+            print_line("broker", message)
+
+    return on_log
+
+
+def print_line(part: str, line: str) -> None:
+    """Print what a part says, with the time and its name in front."""
+    typer.echo(f"{time.strftime('%H:%M:%S')} {part:<8} {exits.plain(line)}", err=True)
+
+
+def _greet(settings: "Settings", keeper: "BrokerKeeper", broker_only: bool, took_s: float) -> None:
+    from mesh.cli import parts
+
+    typer.echo(f"mesh is up on {settings.node} after {took_s:.1f} s")
+    shown = parts.describe(settings, keeper.url, keeper.monitor_url)
+    for name, address in shown.items():
+        if not (broker_only and name == "OpenAI"):
+            typer.echo(f"  {name:<8} {address}")
+    if not settings.is_broker_external:
+        typer.echo(f"  {'data':<8} {settings.data_dir}")
+    typer.echo('Next: mesh run handlers.echo:agent, then mesh send echo "hello". Ctrl-C stops.')

@@ -1,0 +1,43 @@
+"""Whether this process lives, and whether it can serve. Answers without asking anybody."""
+
+from starlette.types import Receive, Scope, Send
+
+from mesh import codec
+from mesh.errors import BrokerUnreachableError
+from mesh.shim.door import Door
+from mesh.shim.http import send_json
+from mesh.shim.status import failure
+from mesh.version import VERSION
+from schemas.registry import State
+
+
+class Live:
+    """`GET /health/live`: the process answers, and that is all it says."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        await send_json(send, 200, codec.dumps({"status": "ok"}))
+
+
+class Health:
+    """`GET /health`: ready to take calls, or 503."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        is_ready = self._door.is_connected
+        found = {
+            "status": "ok" if is_ready else "unavailable",
+            "node": self._door.caller.node,
+            "broker": "connected" if is_ready else "disconnected",
+            "agents_online": sum(view.state is State.ONLINE for view in self._door.client.agents()),
+            "version": VERSION,
+        }
+        if is_ready:
+            await send_json(send, 200, codec.dumps(found))
+            return
+        told = failure(BrokerUnreachableError("not connected to the broker; trying again"))
+        body = codec.dumps({**found, **codec.loads(told.body)})
+        await send_json(send, told.status, body, told.headers)

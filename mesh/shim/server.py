@@ -1,0 +1,237 @@
+"""The HTTP process: its connection, its ports, its place in the registry, its end.
+
+Runs uvicorn; what is answered stands in `mesh.shim.app`. The registrar may be away: this process
+serves at once and announces itself in the background.
+"""
+
+import asyncio
+import errno
+import logging
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from typing import Final
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from mesh import registry
+from mesh.background import BackgroundTasks
+from mesh.client import Caller, open_client
+from mesh.connection import Connection, open_connection
+from mesh.directory import Directory, follow_directory
+from mesh.errors import (
+    BrokerUnreachableError,
+    PortInUseError,
+    SettingsError,
+    StreamMissingError,
+    TransportError,
+)
+from mesh.heartbeat import beat_forever
+from mesh.runtime import describe_process
+from mesh.settings import Settings
+from mesh.shim.app import create_app
+from mesh.shim.door import Door
+from schemas.registry import Heartbeat, Instance, Role
+
+logger = logging.getLogger(__name__)
+
+CALLER_ID: Final = "http"
+PATIENCE_S: Final = 15.0
+"""How long a start waits for the broker, and for the control plane's streams on it."""
+DRAIN_S: Final = 2.0
+"""How long answers in progress may take when the process stops; then they are told."""
+GRACE_S: Final = 3
+KEEP_ALIVE_S: Final = 65
+"""Longer than clients and proxies keep idle connections, so that they close first: a request on
+a connection that the server closes at that moment is lost."""
+ANNOUNCE_PAUSE_S: Final = 1.0
+
+OnReady = Callable[[list[int]], None]
+"""Is told the ports that are listened on."""
+
+
+async def serve(
+    settings: Settings, *, on_ready: OnReady, stop: asyncio.Event | None = None
+) -> None:
+    """Answer HTTP until SIGTERM or SIGINT, or until `stop` is set when it is given.
+
+    Raises:
+        PortInUseError: another program listens on a port of ours.
+        SettingsError: there is no such address to listen on.
+        BrokerUnreachableError: there is no broker, or the connection is closed for good.
+        StreamMissingError: the broker has no mesh on it.
+    """
+    with _listening(settings) as sockets:
+        async with open_connection(
+            settings.nats_url, name=f"mesh http {settings.node}", patience_s=PATIENCE_S
+        ) as connection:
+            await serve_on(connection, sockets, settings, on_ready=on_ready, stop=stop)
+
+
+async def serve_on(
+    connection: Connection,
+    sockets: list[socket.socket],
+    settings: Settings,
+    *,
+    on_ready: OnReady,
+    stop: asyncio.Event | None = None,
+) -> None:
+    """Answer HTTP on sockets and a connection that are open. Raises what `serve` raises."""
+    async with AsyncExitStack() as stack:
+        directory = await _follow(stack, connection)
+        instance = describe_process(settings.node, Role.HTTP)
+        caller = Caller(CALLER_ID, settings.node, instance.instance)
+        client = await stack.enter_async_context(open_client(connection, directory, caller))
+        tasks = BackgroundTasks()
+        stack.push_async_callback(_leave, connection, instance)
+        stack.push_async_callback(tasks.cancel)
+        tasks.start(_announce(connection, instance))
+        tasks.start(_beat(connection, instance, settings.heartbeat_s))
+        door = Door(client, connection, caller)
+        server = _Server(create_app(door), lambda: on_ready(ports_of(sockets)))
+        if stop is None:
+            stop = asyncio.Event()
+            stack.enter_context(_set_by_signals(stop))
+        await _run(server, sockets, door, [stop, connection.closed])
+        is_lost = connection.closed.is_set() and not stop.is_set()
+    if is_lost:
+        raise BrokerUnreachableError("the connection to the broker is closed for good")
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that tells when it listens, and leaves signals alone."""
+
+    def __init__(self, app: ASGIApp, on_started: Callable[[], None]) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                ws="none",
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=GRACE_S,
+            )
+        )
+        self._on_started = on_started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        self._on_started()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
+        # uvicorn would take the handlers from us, and raise the signal again at its end.
+        yield
+
+
+async def _run(
+    server: _Server, sockets: list[socket.socket], door: Door, ends: list[asyncio.Event]
+) -> None:
+    """Serve until one of `ends`; then let answers finish for a while, and tell the rest."""
+    serving = asyncio.create_task(server.serve(sockets=sockets))
+    waiting = [asyncio.create_task(one.wait()) for one in ends]
+    try:
+        await asyncio.wait([serving, *waiting], return_when=asyncio.FIRST_COMPLETED)
+        server.should_exit = True
+        await asyncio.wait({serving}, timeout=DRAIN_S)
+    finally:
+        door.close()
+        server.should_exit = True
+        for one in waiting:
+            one.cancel()
+        await serving
+
+
+@contextmanager
+def _listening(settings: Settings) -> Iterator[list[socket.socket]]:
+    sockets: list[socket.socket] = []
+    try:
+        for port in settings.http_ports:
+            sockets.append(_listen(settings.http_host, port))
+        yield sockets
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            raise SettingsError(
+                f"MESH_HTTP_HOST={host!r} is no address of this machine ({reason})",
+                variable="MESH_HTTP_HOST",
+            ) from error
+        raise PortInUseError(
+            f"port {port} cannot be used ({reason}); perhaps `mesh up` already runs: set "
+            "MESH_HTTP_PORTS to others (0: any free one)",
+            port=port,
+        ) from error
+
+
+def ports_of(sockets: list[socket.socket]) -> list[int]:
+    """Return the ports that sockets listen on."""
+    return [one.getsockname()[1] for one in sockets]
+
+
+@contextmanager
+def _set_by_signals(stop: asyncio.Event) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGTERM, signal.SIGINT)
+    for one in signals:
+        loop.add_signal_handler(one, stop.set)
+    try:
+        yield
+    finally:
+        for one in signals:
+            loop.remove_signal_handler(one)
+
+
+async def _follow(stack: AsyncExitStack, connection: Connection) -> Directory:
+    """Follow the registry as soon as it is there: the control plane may start beside us."""
+    deadline = asyncio.get_running_loop().time() + PATIENCE_S
+    while True:
+        try:
+            return await stack.enter_async_context(follow_directory(connection))
+        except StreamMissingError:
+            if asyncio.get_running_loop().time() > deadline:
+                raise
+        await asyncio.sleep(0.2)
+
+
+async def _announce(connection: Connection, instance: Instance) -> None:
+    was_heard = True
+    while True:
+        try:
+            await registry.announce_node(connection, instance)
+        except TransportError as error:
+            if was_heard:
+                logger.warning("cannot announce node %s yet: %s", instance.node, error)
+            was_heard = False
+            await asyncio.sleep(ANNOUNCE_PAUSE_S)
+        else:
+            return
+
+
+async def _beat(connection: Connection, instance: Instance, interval_s: float) -> None:
+    async def announce_again() -> None:
+        await registry.announce_node(connection, instance)
+
+    await beat_forever(connection, instance, interval_s=interval_s, on_forgotten=announce_again)
+
+
+async def _leave(connection: Connection, instance: Instance) -> None:
+    if not connection.client.is_connected:
+        return
+    try:
+        await registry.beat(connection, Heartbeat(instance=instance, leaving=True), timeout_s=1.0)
+    except TransportError as error:
+        logger.info("left without a word to the registrar: %s", error)

@@ -1,0 +1,137 @@
+"""One table from errors to HTTP: status, OpenAI type and code, headers.
+
+Knows every class of `mesh.errors` and no endpoint. Source of the envelope: the OpenAI API
+reference, "Error codes"; of the headers: what openai-python obeys when it decides on a retry.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from mesh import codec, errors
+from mesh.errors import InvalidInputError, MeshError
+
+BAD_REQUEST: Final = "invalid_request_error"
+SERVER: Final = "server_error"
+RATE_LIMIT: Final = "rate_limit_error"
+UNSUPPORTED_PARAMETER: Final = "unsupported_parameter"
+"""`reason` of an `InvalidInputError` about a field that is valid, but not served here."""
+
+_RETRY_SOON_S: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What one class of error is over HTTP."""
+
+    status: int
+    type: str
+    code: str
+    param: str | None = None
+    """The field to blame when the error itself names none."""
+    retry_after_s: int | None = None
+    """When to try again, as long as no agent has started."""
+    ends_calls: bool = False
+    """Whether a call can end with it. Else an agent that sends it has tripped over its own."""
+    is_unstored: bool = False
+    """Whether it says that the request is in no mailbox."""
+
+
+_INTERNAL: Final = Row(500, SERVER, "internal_error")
+_UNKNOWN: Final = Row(404, BAD_REQUEST, "model_not_found", param="model")
+_INVALID: Final = Row(400, BAD_REQUEST, "invalid_value")
+_NO_BROKER: Final = Row(
+    503, SERVER, "broker_unavailable", retry_after_s=_RETRY_SOON_S, ends_calls=True
+)
+_NOT_TAKEN: Final = Row(
+    503,
+    SERVER,
+    "broker_unavailable",
+    retry_after_s=_RETRY_SOON_S,
+    ends_calls=True,
+    is_unstored=True,
+)
+_AGENT_FAILED: Final = Row(502, SERVER, "agent_error", ends_calls=True)
+
+TABLE: Final[dict[type[MeshError], Row]] = {
+    errors.MeshError: _INTERNAL,
+    errors.SettingsError: _INTERNAL,
+    errors.LoadError: _INTERNAL,
+    errors.InvalidInputError: Row(400, BAD_REQUEST, "invalid_value", ends_calls=True),
+    errors.InvalidIdError: _INVALID,
+    errors.PayloadTooLargeError: Row(413, BAD_REQUEST, "payload_too_large"),
+    errors.ProtocolError: Row(502, SERVER, "bad_answer", ends_calls=True),
+    errors.TransportError: _NO_BROKER,
+    errors.BrokerUnreachableError: _NO_BROKER,
+    errors.StreamMissingError: _NOT_TAKEN,
+    errors.StreamConfigError: _NO_BROKER,
+    errors.PublishRefusedError: _NOT_TAKEN,
+    errors.AckLostError: _NO_BROKER,
+    errors.EmbeddedBrokerError: _INTERNAL,
+    errors.ServerBinaryError: _INTERNAL,
+    errors.PortInUseError: _INTERNAL,
+    errors.DataDirError: _INTERNAL,
+    errors.PartFailedError: _INTERNAL,
+    errors.RegistryError: _INTERNAL,
+    errors.AgentNotFoundError: Row(
+        404, BAD_REQUEST, "model_not_found", param="model", ends_calls=True
+    ),
+    errors.NodeNotFoundError: _UNKNOWN,
+    errors.AgentNotOnNodeError: _UNKNOWN,
+    errors.CardRefusedError: _INTERNAL,
+    errors.CallError: Row(503, SERVER, "call_interrupted", ends_calls=True),
+    errors.AgentOfflineError: Row(
+        503, SERVER, "agent_offline", retry_after_s=_RETRY_SOON_S, ends_calls=True
+    ),
+    errors.MailboxFullError: Row(
+        429, RATE_LIMIT, "agent_busy", retry_after_s=1, ends_calls=True, is_unstored=True
+    ),
+    errors.CallTimeoutError: Row(504, SERVER, "agent_timeout", ends_calls=True),
+    errors.CallCancelledError: Row(409, BAD_REQUEST, "call_cancelled", ends_calls=True),
+    errors.HopLimitError: Row(502, SERVER, "hop_limit", ends_calls=True),
+    errors.StreamRestartedError: Row(502, SERVER, "stream_restarted", ends_calls=True),
+    errors.AgentFailedError: _AGENT_FAILED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An error as an HTTP answer."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+def envelope(message: str, kind: str, code: str, param: str | None = None) -> bytes:
+    """Encode an error as OpenAI clients expect it."""
+    return codec.dumps({"error": {"message": message, "type": kind, "param": param, "code": code}})
+
+
+def failure(error: MeshError, *, sent_to: str | None = None) -> Failure:
+    """Return what a client is told of `error`.
+
+    `sent_to` is the agent that the request went to, when it went: from then on the agent may
+    have started, and a client must not repeat the work by itself. An error about another agent
+    is this one's failure.
+    """
+    row = _row(error, sent_to)
+    headers = {}
+    if sent_to is not None and not row.is_unstored:
+        headers["x-should-retry"] = "false"
+    elif row.retry_after_s is not None:
+        headers["retry-after"] = str(row.retry_after_s)
+        headers["retry-after-ms"] = str(row.retry_after_s * 1000)
+    code, param = row.code, row.param
+    if isinstance(error, InvalidInputError) and row.status < 500:
+        param = error.fields.get("field")
+        if error.fields.get("reason") == UNSUPPORTED_PARAMETER:
+            code = UNSUPPORTED_PARAMETER
+    return Failure(row.status, headers, envelope(error.message, row.type, code, param))
+
+
+def _row(error: MeshError, sent_to: str | None) -> Row:
+    row = next(TABLE[one] for one in type(error).__mro__ if one in TABLE)
+    if sent_to is None:
+        return row
+    is_its_own = error.fields.get("agent", sent_to) == sent_to
+    return row if row.ends_calls and is_its_own else _AGENT_FAILED
