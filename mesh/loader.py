@@ -2,10 +2,12 @@
 
 import importlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from mesh.errors import LoadError
+from mesh.errors import LoadError, MeshError
 
 
 def load(target: str, *, folder: Path | None = None) -> Any:
@@ -22,12 +24,34 @@ def load(target: str, *, folder: Path | None = None) -> Any:
         )
     if folder is not None and str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # The user's own module may raise anything.
-        reason = f"{type(error).__name__}: {error}"
-        raise LoadError(f"cannot import {module_name!r}: {reason}", target=target) from error
+    module = _import(module_name, target)
     try:
         return getattr(module, attribute)
     except AttributeError:
         raise LoadError(f"{module_name!r} has no {attribute!r}", target=target) from None
+
+
+def make(factory: Callable[[], Any], target: str) -> Any:
+    """Call a function that makes what was asked for.
+
+    Raises:
+        MeshError: what it raised, when that is one of ours.
+        LoadError: what it raised otherwise.
+    """
+    try:
+        return factory()
+    except MeshError:
+        raise
+    except Exception as error:  # The user's own function may raise anything.
+        reason = f"{type(error).__name__}: {error}"
+        raise LoadError(f"{target} failed: {reason}", target=target) from error
+
+
+def _import(module_name: str, target: str) -> ModuleType:
+    try:
+        return importlib.import_module(module_name)
+    except MeshError:
+        raise
+    except Exception as error:  # The user's own module may raise anything.
+        reason = f"{type(error).__name__}: {error}"
+        raise LoadError(f"cannot import {module_name!r}: {reason}", target=target) from error

@@ -12,10 +12,10 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import count
 from pathlib import Path
 
+import nats
 import pytest
 from nats.aio.client import Client
 
-import nats
 from mesh.agent import Agent
 from mesh.broker import embedded_broker
 from mesh.client import Caller, MeshClient, new_instance_id, open_client

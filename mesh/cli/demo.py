@@ -74,9 +74,9 @@ async def _start(
     started = time.monotonic()
     url = keeper.url
     node2 = parts.with_real_ports(replace(settings, node="node2", http_ports=(0,)))
+    await supervisor.start(parts.control(settings, url))
     await supervisor.start_all(
         [
-            parts.control(settings, url),
             parts.http(settings, url, name="router1"),
             parts.http(node2, url, name="router2"),
             parts.host("agents1", "node1", url, "handlers.daarwizz:agent", "handlers.echo:agent"),

@@ -64,11 +64,11 @@ async def _tell_when_ready(ready: Any, report: Any) -> None:
 def _load(target: str) -> "list[Agent]":
     from mesh.agent import Agent
     from mesh.errors import LoadError
-    from mesh.loader import load
+    from mesh.loader import load, make
 
     found = load(target, folder=Path.cwd())
     if not isinstance(found, (Agent, list, tuple)) and callable(found):
-        found = found()
+        found = make(found, target)
     agents = list(found) if isinstance(found, (list, tuple)) else [found]
     for agent in agents:
         if not isinstance(agent, Agent):

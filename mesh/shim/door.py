@@ -6,6 +6,7 @@ Opens nothing; `mesh.shim.server` does. Knows no HTTP status and no OpenAI shape
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Final
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
@@ -14,7 +15,7 @@ from mesh.client import Caller, MeshClient
 from mesh.connection import Connection
 from mesh.errors import CallError
 
-HEADER_ROOM_BYTES = 2048
+HEADER_ROOM_BYTES: Final = 2048
 """What our headers of a request take at most: they count against the broker's limit."""
 
 
@@ -57,7 +58,8 @@ class Door:
             watcher.cancel()
             self._waiting.discard(over)
             settle(over)
-            over.exception()  # Perhaps nobody came to wait: not an unretrieved exception.
+            if not over.cancelled():
+                over.exception()  # Perhaps nobody came to wait: not an unretrieved exception.
 
     def close(self) -> None:
         """End all waiting, and whatever begins from now on."""

@@ -10,7 +10,7 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from typing import Final
 
 import uvicorn
@@ -47,6 +47,7 @@ KEEP_ALIVE_S: Final = 65
 """Longer than clients and proxies keep idle connections, so that they close first: a request on
 a connection that the server closes at that moment is lost."""
 ANNOUNCE_PAUSE_S: Final = 1.0
+BACKLOG: Final = 2048
 
 OnReady = Callable[[list[int]], None]
 """Is told the ports that are listened on."""
@@ -124,7 +125,7 @@ class _Server(uvicorn.Server):
         self._on_started()
 
     @contextmanager
-    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
+    def capture_signals(self) -> Iterator[None]:
         # uvicorn would take the handlers from us, and raise the signal again at its end.
         yield
 
@@ -149,21 +150,23 @@ async def _run(
 
 @contextmanager
 def _listening(settings: Settings) -> Iterator[list[socket.socket]]:
-    sockets: list[socket.socket] = []
-    try:
-        for port in settings.http_ports:
-            sockets.append(_listen(settings.http_host, port))
-        yield sockets
-    finally:
-        for one in sockets:
-            one.close()
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(_listen(settings.http_host, port)) for port in settings.http_ports
+        ]
 
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # The protocol is named for asyncio: only then does it switch Nagle's algorithm off, which
+    # would hold every answer back for 40 ms. `socket.create_server` names none.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
     except OSError as error:
+        listener.close()
         reason = error.strerror or str(error)
         if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
             raise SettingsError(
@@ -175,6 +178,7 @@ def _listen(host: str, port: int) -> socket.socket:
             "MESH_HTTP_PORTS to others (0: any free one)",
             port=port,
         ) from error
+    return listener
 
 
 def ports_of(sockets: list[socket.socket]) -> list[int]:

@@ -8,7 +8,7 @@ import pytest
 from nats.aio.client import Client
 
 from mesh import Agent, CallContext, ChatDelta, ChatReply, ChatRequest, Usage
-from mesh.client import MeshClient
+from mesh.client import MeshClient, Question
 from mesh.errors import (
     AgentFailedError,
     AgentNotFoundError,
@@ -26,9 +26,9 @@ from mesh.subjects import inbox
 from tests.conftest import Running, until
 
 
-def echo(agent_id: str, **options: int) -> Agent:
+def echo(agent_id: str) -> Agent:
     """An agent that repeats what it is told."""
-    agent = Agent(agent_id, **options)
+    agent = Agent(agent_id)
 
     @agent.chat
     async def answer(request: ChatRequest) -> str:
@@ -290,7 +290,7 @@ async def test_a_stream_that_fails_ends_with_the_error(
     agent_id: str, running: Running, client: MeshClient
 ) -> None:
     """What was said before the failure is shown, and then the error is raised."""
-    agent, parts = Agent(agent_id), []
+    agent = Agent(agent_id)
 
     @agent.chat
     async def fail(request: ChatRequest) -> AsyncIterator[str]:
@@ -298,10 +298,10 @@ async def test_a_stream_that_fails_ends_with_the_error(
         raise ValueError("broken")
 
     async with running(agent):
+        answer = client.stream(agent_id, "x")
+        assert await anext(answer) == "half"
         with pytest.raises(AgentFailedError, match="broken"):
-            async for part in client.stream(agent_id, "x"):
-                parts.append(part)
-    assert parts == ["half"]
+            await anext(answer)
 
 
 async def test_the_deadline_ends_the_call_and_the_handler(
@@ -390,7 +390,8 @@ async def test_bad_questions_are_refused_before_they_are_sent(
         for bad in ("a.b", "*", ">", "a b", "a\n", "", "a" * 33, "A", "ä", "-a", "../x"):
             with pytest.raises(InvalidIdError):
                 await client.ask(bad, "x")
-        for question in ("", "  ", {"messages": []}, {"messages": "x"}, {}):
+        bad_questions: list[Question] = ["", "  ", {"messages": []}, {"messages": "x"}, {}]
+        for question in bad_questions:
             with pytest.raises(InvalidInputError):
                 await client.ask(agent_id, question)
         for timeout_s in (0, -1, 100_000, float("nan")):
