@@ -24,6 +24,7 @@ from mesh.replies import read_frames
 
 logger = logging.getLogger(__name__)
 
+RETRY_PAUSE_S: Final = 0.5
 LAST_LOOK_S: Final = 0.8
 """At the deadline the reply stream is read once more; an answer ends within deadline + 1 s."""
 
@@ -80,12 +81,15 @@ class ReplyInbox:
             call.receive(frame)
 
     async def _reconnected(self) -> None:
-        for call in list(self._calls.values()):
+        """Catch up with every call; again after a failure, unless the connection is lost again."""
+        waiting = list(self._calls.values())
+        while waiting and self._connection.client.is_connected:
             try:
-                await self._catch_up(call)
+                await self._catch_up(waiting[-1])
+                waiting.pop()
             except TransportError as error:
                 logger.warning("reading the answers after a reconnect: %s", error)
-                return
+                await asyncio.sleep(RETRY_PAUSE_S)
 
     async def _on_message(self, message: Msg) -> None:
         call_id = message.subject.rpartition(".")[2]

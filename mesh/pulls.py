@@ -99,7 +99,10 @@ class PullLoop:
     async def _refill(self) -> None:
         self._refilling = False
         batch = self._wanted - self._outstanding
-        if batch <= 0 or self._subscription is None:
+        # Not into the buffer of a lost connection: the pull would go out before the fresh inbox
+        # is there, and bring messages that nobody hears until their ack_wait is over.
+        is_ready = self._subscription is not None and self._connection.client.is_connected
+        if batch <= 0 or not is_ready:
             return
         self._outstanding += batch
         self._asked_at = asyncio.get_running_loop().time()

@@ -11,7 +11,7 @@ from typing import Final
 
 from mesh import headers as h
 from mesh.connection import Connection
-from mesh.errors import AckLostError, MeshError
+from mesh.errors import AckLostError, BrokerUnreachableError, MeshError
 from mesh.frames import Frame, error_body
 from mesh.history import read_history, read_last
 from mesh.publisher import PubAck
@@ -20,6 +20,8 @@ from schemas.frame import FrameKind
 
 MAX_UNACKNOWLEDGED: Final = 256
 """Chunks in flight of one answer; a faster handler waits."""
+LEDGER_TRIES: Final = 4
+LEDGER_PAUSE_S: Final = 0.5
 REREAD_AFTER_S: Final = REPLY_DEDUPE_S - 20.0
 """A handler that ran longer looks into the ledger again: dedupe may have forgotten the call."""
 
@@ -161,7 +163,21 @@ def frame_lifetime_s(remaining_s: float) -> float:
 async def is_answered(connection: Connection, subject: str, call_id: str) -> bool:
     """Tell whether the call has its terminal frame already.
 
-    The last frame says so at once, mostly. If it is not terminal all are read: a slow first
+    Asks again after a failure: a redelivery mostly follows a fault, which may not be over.
+
+    Raises:
+        BrokerUnreachableError: no answer, several times.
+    """
+    for _ in range(LEDGER_TRIES - 1):
+        try:
+            return await _has_terminal_frame(connection, subject, call_id)
+        except BrokerUnreachableError:
+            await asyncio.sleep(LEDGER_PAUSE_S)
+    return await _has_terminal_frame(connection, subject, call_id)
+
+
+async def _has_terminal_frame(connection: Connection, subject: str, call_id: str) -> bool:
+    """The last frame says so at once, mostly. If it is not terminal all are read: a slow first
     attempt may have written a chunk behind the answer of the second.
     """
     last = await read_last(connection, REPLY, subject)

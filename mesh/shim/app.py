@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mesh.errors import MeshError
 from mesh.shim.door import Door
 from mesh.shim.health import Health, Live
-from mesh.shim.http import REQUEST_ID, read_headers, request_id, send_json
+from mesh.shim.http import REQUEST_ID, request_id, send_json
 from mesh.shim.openai import ChatCompletions, Model, Models
 from mesh.shim.status import BAD_REQUEST, SERVER, envelope, failure
 
@@ -67,7 +67,7 @@ class Envelope:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        answer = _Answer(send, request_id(read_headers(scope)))
+        answer = _Answer(send, request_id(scope))
         path = scope["path"]
         if path.endswith("/") and path != "/":
             scope["path"] = path.rstrip("/") or "/"

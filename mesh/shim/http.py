@@ -4,10 +4,10 @@ Knows nothing of the mesh but its errors. Starlette's `Request` and `Response` w
 for two times the work, on the path of every call.
 """
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Final
-from uuid import uuid4
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
@@ -17,7 +17,8 @@ from mesh.errors import PayloadTooLargeError
 REQUEST_ID: Final = "x-request-id"
 CALL_ID: Final = "mesh-call-id"
 
-_PRINTABLE: Final = re.compile(r"[\x21-\x7e]{1,128}")
+_PRINTABLE: Final = re.compile(rb"[\x21-\x7e]{1,128}")
+_REQUEST_ID: Final = REQUEST_ID.encode()
 
 
 def read_headers(scope: Scope) -> dict[str, str]:
@@ -25,10 +26,12 @@ def read_headers(scope: Scope) -> dict[str, str]:
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
 
 
-def request_id(headers: Mapping[str, str]) -> str:
+def request_id(scope: Scope) -> str:
     """Return the client's own id of the request if it is short printable ASCII, else a new one."""
-    given = headers.get(REQUEST_ID, "")
-    return given if _PRINTABLE.fullmatch(given) else f"req_{uuid4().hex}"
+    for name, value in scope["headers"]:
+        if name == _REQUEST_ID and _PRINTABLE.fullmatch(value):
+            return str(value, "ascii")
+    return f"req_{os.urandom(16).hex()}"
 
 
 async def read_body(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:

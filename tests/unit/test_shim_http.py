@@ -1,0 +1,120 @@
+"""Bodies, headers and waiting, on plain ASGI."""
+
+import asyncio
+from collections.abc import MutableMapping
+from typing import Any, cast
+
+import pytest
+from starlette.requests import ClientDisconnect
+
+from mesh.client import Caller, MeshClient
+from mesh.connection import Connection
+from mesh.errors import CallError, PayloadTooLargeError
+from mesh.shim.door import Door, settle
+from mesh.shim.http import read_body, request_id
+
+LIMIT = 10
+
+
+class Sender:
+    """A client that sends a body in parts, and then waits, or leaves."""
+
+    def __init__(self, *parts: bytes, leaves: bool = False) -> None:
+        self.parts = list(parts)
+        self.leaves = leaves
+        self.is_gone = asyncio.Event()
+
+    async def receive(self) -> MutableMapping[str, Any]:
+        if self.parts:
+            part = self.parts.pop(0)
+            more = bool(self.parts) or self.leaves
+            return {"type": "http.request", "body": part, "more_body": more}
+        if not self.leaves:
+            await self.is_gone.wait()
+        return {"type": "http.disconnect"}
+
+
+def scope(length: bytes | None = None) -> dict[str, Any]:
+    return {"type": "http", "headers": [(b"content-length", length)] if length else []}
+
+
+async def test_a_body_in_parts_is_put_together() -> None:
+    """Up to the limit, to the byte."""
+    assert await read_body(scope(b"10"), Sender(b"12345", b"67890").receive, LIMIT) == b"1234567890"
+
+
+async def test_a_body_that_says_it_is_too_long_is_not_read() -> None:
+    """The answer comes before the body."""
+    sender = Sender(b"12345678901")
+    with pytest.raises(PayloadTooLargeError) as caught:
+        await read_body(scope(b"11"), sender.receive, LIMIT)
+    assert (caught.value.actual_bytes, caught.value.limit_bytes) == (11, LIMIT)
+    assert sender.parts
+
+
+async def test_a_body_without_a_length_is_read_up_to_the_limit() -> None:
+    """Nobody can fill the memory with a chunked body."""
+    sender = Sender(b"1234567", b"8901234", b"never read")
+    with pytest.raises(PayloadTooLargeError):
+        await read_body(scope(), sender.receive, LIMIT)
+    assert sender.parts == [b"never read"]
+
+
+async def test_a_client_that_leaves_half_way_is_noticed() -> None:
+    """Half a body is no body."""
+    with pytest.raises(ClientDisconnect):
+        await read_body(scope(), Sender(b"123", leaves=True).receive, LIMIT)
+
+
+def named(given: str) -> dict[str, Any]:
+    return {"type": "http", "headers": [(b"x-request-id", given.encode("latin-1"))]}
+
+
+@pytest.mark.parametrize("given", ["abc-123", "req_1", "!~", "x" * 128])
+def test_a_client_may_name_its_request(given: str) -> None:
+    """Short printable ASCII comes back as it is."""
+    assert request_id(named(given)) == given
+
+
+@pytest.mark.parametrize("given", ["", "a b", "é", "x" * 129, "a\tb", "\x7f"])
+def test_other_names_are_replaced(given: str) -> None:
+    """Nothing odd gets into our headers and logs."""
+    made = request_id(named(given))
+    assert made.startswith("req_")
+    assert made != request_id(named(given))
+
+
+@pytest.fixture
+def door() -> Door:
+    """A door on which nobody calls: only its waiting is looked at."""
+    return Door(cast(MeshClient, None), cast(Connection, None), Caller("http", "node1", "instance"))
+
+
+async def test_waiting_ends_when_it_is_settled(door: Door) -> None:
+    """And takes its watcher along."""
+    before = len(asyncio.all_tasks())
+    async with door.waiting(Sender().receive) as over:
+        asyncio.get_running_loop().call_soon(settle, over)
+        await over
+    await asyncio.sleep(0)
+    assert len(asyncio.all_tasks()) == before
+
+
+async def test_waiting_ends_when_the_client_leaves(door: Door) -> None:
+    """Nobody is left to wait for."""
+    sender = Sender()
+    async with door.waiting(sender.receive) as over:
+        sender.is_gone.set()
+        with pytest.raises(ClientDisconnect):
+            await over
+
+
+async def test_waiting_ends_when_the_door_closes(door: Door) -> None:
+    """Those who wait are told, and those who come too late as well."""
+    async with door.waiting(Sender().receive) as over:
+        door.close()
+        with pytest.raises(CallError, match="stopping"):
+            await over
+    async with door.waiting(Sender().receive) as over:
+        with pytest.raises(CallError, match="stopping"):
+            await over

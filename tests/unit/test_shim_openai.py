@@ -1,0 +1,161 @@
+"""The translation between calls and OpenAI bodies."""
+
+from typing import Any
+
+import orjson
+import pytest
+
+from mesh.calls import Call
+from mesh.completions import completion
+from mesh.errors import InvalidInputError, ProtocolError
+from mesh.frames import Frame
+from mesh.shim.openai import chunk_bodies, completion_body, model_object, read_request
+from schemas.card import AgentCard
+from schemas.chat import ChatReply, Usage
+from schemas.frame import FrameKind
+from schemas.registry import AgentView, State
+
+TOOL = {"id": "t1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+
+
+def final(body: bytes, content_type: str = "application/json") -> Frame:
+    return Frame(FrameKind.FINAL, "c1", body, content_type, node="node2")
+
+
+async def call_with(*frames: Frame) -> Call:
+    call = Call("c1", "solarius", "agent.http.reply.i.c1", 10.0)
+    for frame in frames:
+        call.receive(frame)
+    return call
+
+
+async def bodies(call: Call, *, include_usage: bool = False) -> list[dict[str, Any]]:
+    return [orjson.loads(one) async for one in chunk_bodies(call, include_usage=include_usage)]
+
+
+async def test_a_completion_passes_byte_by_byte() -> None:
+    """What the agent wrote is what the client reads."""
+    body = b'{ "choices": [{"message": {"role": "assistant", "content": "hi"}}], "odd": 1 }'
+    assert completion_body(await call_with(), final(body)) == body
+
+
+@pytest.mark.parametrize(
+    ("frame", "content"),
+    [
+        (final("привіт".encode(), "text/plain"), "привіт"),
+        (final(b'"quoted"'), "quoted"),
+        (final(b'{"answer": 42}'), '{"answer": 42}'),
+        (final(b"[1, 2]"), "[1, 2]"),
+    ],
+)
+async def test_any_other_answer_is_wrapped(frame: Frame, content: str) -> None:
+    """A FastStream agent returns what it likes; the client gets a completion of it."""
+    body = orjson.loads(completion_body(await call_with(), frame))
+    assert body["object"] == "chat.completion"
+    assert body["model"] == "solarius"
+    assert body["choices"][0]["message"] == {
+        "role": "assistant",
+        "content": content,
+        "refusal": None,
+    }
+    assert body["choices"][0]["finish_reason"] == "stop"
+    assert body["usage"]["total_tokens"] == 0
+    assert body["mesh"] == {"agent_id": "solarius", "node": "node2", "call_id": "c1"}
+
+
+@pytest.mark.parametrize("body", [b'{"choices": []}', b'{"choices": [{}]}', b"{", b""])
+async def test_a_completion_without_an_answer_is_an_error(body: bytes) -> None:
+    """Clients index into `choices` without looking."""
+    with pytest.raises(ProtocolError):
+        completion_body(await call_with(), final(body))
+
+
+async def test_an_agent_that_does_not_stream_is_made_to() -> None:
+    """Role, content, finish: one id and time in all."""
+    reply = ChatReply(content="hello", finish_reason="length")
+    chunks = await bodies(await call_with(final(completion("c1", "solarius", "node2", reply))))
+    assert [one["choices"][0]["delta"] for one in chunks] == [
+        {"role": "assistant", "content": ""},
+        {"content": "hello"},
+        {},
+    ]
+    assert [one["choices"][0]["finish_reason"] for one in chunks] == [None, None, "length"]
+    assert {(one["id"], one["created"], one["object"]) for one in chunks} == {
+        ("chatcmpl-c1", chunks[0]["created"], "chat.completion.chunk")
+    }
+    assert all("usage" not in one for one in chunks)
+
+
+async def test_usage_comes_on_demand() -> None:
+    """A last chunk without choices, and null in those before."""
+    reply = ChatReply(content="x", usage=Usage(prompt_tokens=1, total_tokens=1))
+    call = await call_with(final(completion("c1", "solarius", "node2", reply)))
+    *others, last = await bodies(call, include_usage=True)
+    assert last["choices"] == []
+    assert last["usage"] == {"prompt_tokens": 1, "completion_tokens": 0, "total_tokens": 1}
+    assert all(one["usage"] is None for one in others)
+
+
+async def test_tool_calls_are_numbered_in_a_stream() -> None:
+    """A streamed tool call needs the index that a whole one does not have."""
+    reply = ChatReply(content=None, tool_calls=[TOOL], finish_reason="tool_calls")
+    chunks = await bodies(await call_with(final(completion("c1", "solarius", "node2", reply))))
+    assert chunks[1]["choices"][0]["delta"] == {"tool_calls": [{"index": 0, **TOOL}]}
+    assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+async def test_chunks_pass_byte_by_byte() -> None:
+    """The runtime writes chunks; nobody rewrites them."""
+    odd = b'{"choices":[ ],  "odd":1}'
+    call = await call_with(
+        Frame(FrameKind.CHUNK, "c1", odd, seq=0),
+        Frame(FrameKind.FINAL, "c1", b"{}", seq=1),
+    )
+    assert [one async for one in chunk_bodies(call, include_usage=False)] == [odd]
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (b"", "body"),
+        (b"{", "body"),
+        (b"\xff", "body"),
+        (b'{"n": NaN}', "body"),
+        (b"[]", "body"),
+        (b'"hi"', "body"),
+        (b"null", "body"),
+        (b"[" * 5000, "body"),
+        (b"{}", "messages"),
+        (b'{"messages": []}', "messages"),
+        (b'{"messages": "hi"}', "messages"),
+        (b'{"messages": [{"content": "hi"}]}', "messages.0.role"),
+        (b'{"messages": [{"role": "user", "content": 7}]}', "messages.0.content.str"),
+        (b'{"messages": [{"role": "user"}], "model": 7}', "model"),
+        (b'{"messages": [{"role": "user"}], "stream": "maybe"}', "stream"),
+        (b'{"messages": [{"role": "user"}], "n": 2}', "n"),
+        (b'{"messages": [{"role": "user"}], "n": 0}', "n"),
+    ],
+)
+def test_what_is_no_request_is_blamed(body: bytes, field: str) -> None:
+    """The field that is wrong is named."""
+    with pytest.raises(InvalidInputError) as caught:
+        read_request(body)
+    assert caught.value.field == field
+
+
+def test_a_model_is_an_agent() -> None:
+    """With the time since when it is known, and where it runs."""
+    view = AgentView(
+        card=AgentCard(id="solarius"),
+        state=State.ONLINE,
+        nodes=("node1", "node2"),
+        registered_at="2026-11-22T20:00:00+00:00",
+    )
+    assert model_object(view, "solarius") == {
+        "id": "solarius",
+        "object": "model",
+        "created": 1795377600,
+        "owned_by": "mesh",
+        "name": "solarius (node1, node2)",
+    }
+    assert model_object(view.model_copy(update={"registered_at": ""}), "s")["created"] == 0
