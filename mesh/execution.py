@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
 
@@ -209,10 +210,11 @@ class Execution:
         answer = StreamedAnswer()
         if shows:
             await writer.chunk(chunks.role())
-        async for delta in parts(handler, request, context, self._place.threads):
-            answer.add(delta)
-            if shows and (delta.content or delta.tool_calls):
-                await writer.chunk(chunks.delta(delta))
+        async with aclosing(parts(handler, request, context, self._place.threads)) as said:
+            async for delta in said:
+                answer.add(delta)
+                if shows and (delta.content or delta.tool_calls):
+                    await writer.chunk(chunks.delta(delta))
         reply = answer.reply()
         if shows:
             await writer.chunk(chunks.finish(reply.finish_reason))

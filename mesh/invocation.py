@@ -7,6 +7,7 @@ neighbours. Knows nothing of NATS.
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -81,8 +82,10 @@ async def parts(
         AgentFailedError: it yields something that is no part of an answer.
     """
     if handler.kind is HandlerKind.ASYNC_GENERATOR:
-        async for part in handler(subject, context):
-            yield _to_delta(part)
+        # Closed at once when the caller is gone: a relay hangs up on its backend then.
+        async with aclosing(handler(subject, context)) as answer:
+            async for part in answer:
+                yield _to_delta(part)
         return
     loop = asyncio.get_running_loop()
     generator: Iterator[Any] = handler(subject, context)
