@@ -5,7 +5,7 @@ neighbours. Knows nothing of NATS.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -75,7 +75,7 @@ async def call(handler: Handler, subject: Any, context: Any, threads: ThreadPool
 
 async def parts(
     handler: Handler, subject: Any, context: Any, threads: ThreadPoolExecutor
-) -> AsyncIterator[ChatDelta]:
+) -> AsyncGenerator[ChatDelta, None]:
     """Call a handler that streams, and yield its parts.
 
     Raises:

@@ -161,7 +161,7 @@ def agent_id() -> str:
     return f"agent-{next(_numbers)}-{os.getpid()}"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def running(settings: Settings, directory: Directory) -> Running:
     """Run agents in this process, on a connection of their own: `async with running(agent)`."""
 

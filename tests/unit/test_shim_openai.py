@@ -1,14 +1,21 @@
 """The translation between calls and OpenAI bodies."""
 
-from typing import Any
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
 
+import httpx2
 import orjson
 import pytest
 
 from mesh.calls import Call
+from mesh.client import Caller, MeshClient
 from mesh.completions import completion
+from mesh.connection import Connection
 from mesh.errors import InvalidInputError, ProtocolError
 from mesh.frames import Frame
+from mesh.shim.app import create_app
+from mesh.shim.door import Door
 from mesh.shim.openai import chunk_bodies, completion_body, model_object, read_request
 from schemas.card import AgentCard
 from schemas.chat import ChatReply, Usage
@@ -141,6 +148,25 @@ def test_what_is_no_request_is_blamed(body: bytes, field: str) -> None:
     with pytest.raises(InvalidInputError) as caught:
         read_request(body)
     assert caught.value.field == field
+
+
+class Quick:
+    """Stands for a client whose call has ended when it is handed out."""
+
+    async def start(self, *_: object, **__: object) -> Call:
+        return await call_with(final(b"quick", "text/plain"))
+
+
+async def test_an_answer_that_was_faster_than_we_is_not_waited_for() -> None:
+    """The frame may come in while the request is still being written."""
+    connection = SimpleNamespace(publisher=SimpleNamespace(limit_bytes=10_000))
+    caller = Caller("http", "node1", "instance")
+    door = Door(cast(MeshClient, Quick()), cast(Connection, connection), caller)
+    transport = httpx2.ASGITransport(create_app(door))
+    async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+        body = {"model": "solarius", "messages": [{"role": "user", "content": "hi"}]}
+        answer = await asyncio.wait_for(client.post("/v1/chat/completions", json=body), 5)
+    assert answer.json()["choices"][0]["message"]["content"] == "quick"
 
 
 def test_a_model_is_an_agent() -> None:

@@ -1,0 +1,98 @@
+"""What the tests of the HTTP door share: a door, agents behind it, and readers of its answers."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx2
+import orjson
+import uvicorn
+
+from mesh import Agent, ChatDelta, ChatReply, ChatRequest, Usage
+from mesh.client import Caller, new_instance_id, open_client
+from mesh.connection import Connection
+from mesh.directory import Directory
+from mesh.runtime import AgentHost
+from mesh.shim.app import create_app
+from mesh.shim.door import Door
+from schemas.registry import State
+from tests.conftest import Running, until
+
+CHAT = "/v1/chat/completions"
+HELLO: Any = [{"role": "user", "content": "hello"}]
+USAGE = Usage(prompt_tokens=3, completion_tokens=2, total_tokens=5)
+
+
+@asynccontextmanager
+async def serving(connection: Connection, directory: Directory) -> AsyncIterator[str]:
+    """Answer HTTP on a free port, by a connection that is open; gives the base URL."""
+    caller = Caller("http", "node1", new_instance_id())
+    async with open_client(connection, directory, caller) as client:
+        app = create_app(Door(client, connection, caller))
+        config = uvicorn.Config(
+            app, port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=3
+        )
+        server = uvicorn.Server(config)
+        task = asyncio.create_task(server.serve())
+        await until(lambda: server.started)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        server.should_exit = True
+        await task
+
+
+@asynccontextmanager
+async def online(
+    running: Running, directory: Directory, *agents: Agent, **options: Any
+) -> AsyncIterator[AgentHost]:
+    """Run agents, and begin when the door sees them online."""
+    async with running(*agents, **options) as host:
+        await until(lambda: all(directory.agent(a.id).state is State.ONLINE for a in agents))
+        yield host
+
+
+def speaker(agent_id: str) -> Agent:
+    """An agent that streams two words, and counts."""
+    agent = Agent(agent_id)
+
+    @agent.chat
+    async def speak(request: ChatRequest) -> AsyncIterator[ChatDelta | str]:
+        yield "hel"
+        yield "lo"
+        yield ChatDelta(usage=USAGE)
+
+    return agent
+
+
+def replier(agent_id: str) -> Agent:
+    """An agent that answers at once, and counts."""
+    agent = Agent(agent_id)
+
+    @agent.chat
+    async def reply(request: ChatRequest) -> ChatReply:
+        return ChatReply(content=f"You said: {request.last_text}", usage=USAGE)
+
+    return agent
+
+
+def ask(agent: str, **fields: Any) -> dict[str, Any]:
+    """Return the body of a question."""
+    return {"model": agent, "messages": HELLO, **fields}
+
+
+def chunks(text: str) -> list[Any]:
+    """Return what the events of a stream hold, and check that there is nothing else in it."""
+    events = text.split("\n\n")
+    assert events.pop() == ""
+    assert all(one.startswith("data: ") and "\n" not in one for one in events if one[0] != ":")
+    payloads = [one.removeprefix("data: ") for one in events if one[0] != ":"]
+    return [one if one == "[DONE]" else orjson.loads(one) for one in payloads]
+
+
+def error_of(answer: httpx2.Response) -> dict[str, Any]:
+    """Return the error of an answer, and check what holds for all of them."""
+    error: dict[str, Any] = answer.json()["error"]
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["x-request-id"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    return error
