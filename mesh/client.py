@@ -9,26 +9,24 @@ import math
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any, Final
 from uuid import uuid4
 
 from mesh import codec, subjects
 from mesh import headers as h
+from mesh.callers import NO_LINEAGE, Caller, Lineage, new_instance_id
 from mesh.calls import Call
 from mesh.connection import Connection, open_connection
 from mesh.directory import Directory, follow_directory
 from mesh.errors import (
     AgentOfflineError,
     BrokerUnreachableError,
-    HopLimitError,
     InvalidInputError,
 )
 from mesh.inbox import ReplyInbox
 from mesh.outbox import Outbox, Request
 from mesh.publisher import PubAck
 from mesh.settings import DEFAULT_TIMEOUT_S, Settings
-from schemas.base import is_id
 from schemas.chat import ChatReply, ChatRequest
 from schemas.registry import AgentView, NodeView, State
 
@@ -36,40 +34,6 @@ RECONNECT_PATIENCE_S: Final = 2.0
 """How long a new call waits for a lost connection before it says so."""
 
 Question = str | ChatRequest | Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Lineage:
-    """Where a call comes from: the agents above it, and the trace it belongs to."""
-
-    hops: tuple[str, ...] = ()
-    trace_id: str = ""
-
-    def require_room(self, agent: str) -> None:
-        """Check that calling `agent` closes no loop and goes not too deep.
-
-        Raises:
-            HopLimitError: it would.
-        """
-        path = " > ".join((*self.hops, agent))
-        if agent in self.hops:
-            raise HopLimitError(f"agents call each other in a loop: {path}", hops=list(self.hops))
-        if len(self.hops) >= h.MAX_HOPS:
-            raise HopLimitError(f"more than {h.MAX_HOPS} agents deep: {path}", hops=list(self.hops))
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who calls: an id, the node, and the process."""
-
-    id: str
-    node: str
-    instance: str
-
-
-def new_instance_id() -> str:
-    """Return an id for this process: 128 random bits, as nobody else may guess its subjects."""
-    return uuid4().hex
 
 
 class MeshClient:
@@ -151,7 +115,7 @@ class MeshClient:
         node: str | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         wait: bool = True,
-        lineage: Lineage = Lineage(),
+        lineage: Lineage = NO_LINEAGE,
         source: Caller | None = None,
     ) -> Call:
         """Send a request and return the call, without waiting for anything but the socket.
@@ -297,12 +261,3 @@ async def connect(
         open_client(connection, directory, caller) as client,
     ):
         yield client
-
-
-def known_source(agent: str, node: str, fallback: Caller) -> Caller:
-    """Return who a legacy client says it is, as far as it gives valid ids."""
-    return Caller(
-        id=agent if is_id(agent) else fallback.id,
-        node=node if is_id(node) else fallback.node,
-        instance=fallback.instance,
-    )

@@ -3,12 +3,14 @@
 Does not know subjects or headers. Errors name the field, never show a traceback.
 """
 
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import orjson
 from pydantic import BaseModel, ValidationError
 
 from mesh.errors import InvalidInputError, ProtocolError
+
+_TYPE_NAMES: Final = {"str", "int", "float", "bool", "none"}
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -64,5 +66,9 @@ def validate(model: type[Model], value: Any) -> Model:
 
 def _first_complaint(error: ValidationError) -> tuple[str, str]:
     first = error.errors(include_url=False, include_input=False)[0]
-    field = ".".join(str(part) for part in first["loc"]) or "body"
+    # In a union pydantic ends the place with the type it tried: of no use to a caller.
+    parts = [str(part) for part in first["loc"]]
+    while len(parts) > 1 and (parts[-1] in _TYPE_NAMES or "[" in parts[-1]):
+        parts.pop()
+    field = ".".join(parts) or "body"
     return field, f"{field}: {first['msg']}"

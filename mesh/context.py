@@ -5,8 +5,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
 from mesh import headers as h
+from mesh.callers import Lineage
 from mesh.calls import Call
-from mesh.client import Lineage, MeshClient, Question, encode_question
+from mesh.client import MeshClient, Question, encode_question
 from mesh.errors import CallTimeoutError
 from mesh.settings import DEFAULT_TIMEOUT_S
 from schemas.chat import ChatReply

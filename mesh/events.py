@@ -9,7 +9,7 @@ import nats.errors
 from mesh import codec
 from mesh.agent import Handler
 from mesh.background import BackgroundTasks
-from mesh.client import Lineage
+from mesh.callers import Lineage
 from mesh.context import CallContext
 from mesh.delivery import Delivery
 from mesh.execution import Place

@@ -16,7 +16,8 @@ from typing import Final
 from mesh import codec
 from mesh import headers as h
 from mesh.agent import Agent, Handler
-from mesh.client import Lineage, MeshClient
+from mesh.callers import Lineage
+from mesh.client import MeshClient
 from mesh.clock import BrokerClock
 from mesh.completions import ChunkWriter, completion
 from mesh.connection import Connection

@@ -20,7 +20,8 @@ from nats.js.errors import NotFoundError
 from mesh import registry
 from mesh.agent import Agent
 from mesh.background import BackgroundTasks
-from mesh.client import Caller, MeshClient, new_instance_id, open_client
+from mesh.callers import Caller, new_instance_id
+from mesh.client import MeshClient, open_client
 from mesh.clock import BrokerClock
 from mesh.connection import Connection
 from mesh.directory import Directory, follow_directory

@@ -6,19 +6,17 @@ not run the broker (`mesh.broker` does).
 """
 
 import asyncio
-import ctypes
 import os
 import signal
 import stat
-import sys
 import time
-from asyncio.subprocess import DEVNULL, STDOUT, Process
 from collections import deque
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Final, Self
+from typing import Final, Self
 
+from mesh.child import Child, Pipe
 from mesh.errors import PartFailedError
 
 BACK_OFF_S: Final = (0.2, 0.5, 1.0, 2.0, 5.0)
@@ -66,7 +64,7 @@ class Supervisor:
         self._on_line = on_line
         self._restart = restart
         self._stop_grace_s = stop_grace_s
-        self._children: list[_Child] = []
+        self._runners: list[_Runner] = []
         self._keepers: list[asyncio.Task[None]] = []
         self._broken: Exception | None = None
 
@@ -76,15 +74,15 @@ class Supervisor:
     async def __aexit__(self, *_: object) -> None:
         for keeper in self._keepers:
             keeper.cancel()
-        children = self._children[::-1]
+        runners = self._runners[::-1]
         try:
             await asyncio.gather(*self._keepers, return_exceptions=True)
-            for child in children:
-                await child.stop()
+            for runner in runners:
+                await runner.stop()
         finally:
-            for child in children:
-                child.kill()
-            await asyncio.gather(*(child.stop() for child in children))
+            for runner in runners:
+                runner.kill()
+            await asyncio.gather(*(runner.stop() for runner in runners))
         if self._broken is not None:
             raise self._broken
 
@@ -94,14 +92,14 @@ class Supervisor:
         Raises:
             PartFailedError: it ended before, could not be executed, or took too long.
         """
-        child = _Child(part, self._tell, ready_timeout_s, self._stop_grace_s)
-        self._children.append(child)
+        runner = _Runner(part, self._tell, ready_timeout_s, self._stop_grace_s)
+        self._runners.append(runner)
         try:
-            await child.launch()
+            await runner.launch()
         except BaseException:
-            self._children.remove(child)
+            self._runners.remove(runner)
             raise
-        self._keepers.append(asyncio.create_task(self._keep(child)))
+        self._keepers.append(asyncio.create_task(self._keep(runner)))
 
     async def start_all(self, parts: Sequence[Part]) -> None:
         """Start parts side by side, and return when all are ready.
@@ -118,24 +116,24 @@ class Supervisor:
 
     def pid(self, name: str) -> int | None:
         """Return the process id of a part, or None while it does not run."""
-        return next((child.pid for child in self._children if child.part.name == name), None)
+        return next((runner.pid for runner in self._runners if runner.part.name == name), None)
 
-    async def _keep(self, child: "_Child") -> None:
+    async def _keep(self, runner: "_Runner") -> None:
         deaths = 0
-        how = await child.ended()
+        how = await runner.ended()
         while self._restart:
-            deaths = 0 if time.monotonic() - child.started_at >= STEADY_S else deaths
+            deaths = 0 if time.monotonic() - runner.started_at >= STEADY_S else deaths
             pause_s = BACK_OFF_S[min(deaths, len(BACK_OFF_S) - 1)]
             deaths += 1
-            self._tell(child.part.name, f"{how}; starting again in {pause_s:g} s")
+            self._tell(runner.part.name, f"{how}; starting again in {pause_s:g} s")
             await asyncio.sleep(pause_s)
             try:
-                await child.launch()
-                self._tell(child.part.name, f"started again (process {child.pid})")
-                how = await child.ended()
+                await runner.launch()
+                self._tell(runner.part.name, f"started again (process {runner.pid})")
+                how = await runner.ended()
             except PartFailedError as error:
                 how = error.message
-        self._tell(child.part.name, f"{how}; it is not started again")
+        self._tell(runner.part.name, f"{how}; it is not started again")
 
     def _tell(self, name: str, line: str) -> None:
         if self._broken is None:
@@ -145,7 +143,7 @@ class Supervisor:
                 self._broken = error
 
 
-class _Child:
+class _Runner:
     """One part, and the process that runs it at the moment."""
 
     def __init__(self, part: Part, tell: OnLine, ready_timeout_s: float, grace_s: float) -> None:
@@ -153,96 +151,71 @@ class _Child:
         self._tell = tell
         self._ready_timeout_s = ready_timeout_s
         self._grace_s = grace_s
-        self._process: Process | None = None
-        self._reading: asyncio.Task[None] | None = None
+        self._child: Child | None = None
         self._last_lines: deque[str] = deque(maxlen=20)
         self.started_at = 0.0
 
     @property
     def pid(self) -> int | None:
-        process = self._process
-        return process.pid if process and process.returncode is None else None
+        child = self._child
+        return child.pid if child and child.returncode is None else None
 
     async def launch(self) -> None:
         """Start the process and wait until it is ready. If that fails, nothing of it is left."""
         self._last_lines.clear()
         self.started_at = time.monotonic()
-        output, ready = await _Pipe.open(), await _Pipe.open()
+        ready = await Pipe.open()
         try:
-            self._process = process = await self._spawn(output, ready)
-            self._reading = asyncio.create_task(self._read(output))
-            if not await self._is_ready(process, ready):
-                raise await self._never_ready(process.returncode)
+            self._child = child = await self._spawn(ready)
+            if not await self._is_ready(child, ready):
+                raise await self._never_ready(child.returncode)
         except BaseException:
             await self.stop()
-            output.transport.close()
             raise
         finally:
-            ready.transport.close()
+            ready.close_reading()
 
     async def ended(self) -> str:
         """Wait for the end of the process and of its output, and tell how it ended."""
-        assert self._process is not None
-        code = await self._process.wait()
+        assert self._child is not None
+        code = await self._child.wait()
         await self.stop()
         return f"ended ({_ending(code)})"
 
     async def stop(self) -> None:
-        """Stop the process: SIGTERM, grace, SIGKILL to it and to all it left behind."""
-        if self._process is None or self._reading is None:
-            return
-        try:
-            if self._process.returncode is None:
-                with suppress(ProcessLookupError):
-                    os.kill(self._process.pid, signal.SIGTERM)
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._process.wait(), self._grace_s)
-        finally:
-            self.kill()
-            await self._process.wait()
-            # Somebody who left the group may keep the pipe open for ever.
-            await asyncio.wait({self._reading}, timeout=1)
-            self._reading.cancel()
+        """Stop the process, and kill all that it left behind."""
+        if self._child is not None:
+            await self._child.stop(self._grace_s)
 
     def kill(self) -> None:
-        """Kill the process and its group. Once our pipe is closed, the id may be another's."""
-        process, reading = self._process, self._reading
-        if process and reading and (process.returncode is None or not reading.done()):
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
+        """Kill the process and its group, without waiting."""
+        if self._child is not None:
+            self._child.kill()
 
-    async def _spawn(self, output: "_Pipe", ready: "_Pipe") -> Process:
+    async def _spawn(self, ready: Pipe) -> Child:
         # Without PYTHONUNBUFFERED, lines in a pipe come kilobytes late.
         environ = {"PYTHONUNBUFFERED": "1", **os.environ, **self.part.environ}
         environ[_READY_VARIABLE] = str(ready.write_fd)
-        options: dict[str, Any] = {"stdin": DEVNULL, "stdout": output.write_fd, "stderr": STDOUT}
-        options |= {"env": environ, "pass_fds": (ready.write_fd,)}
-        # Ctrl-C must reach the parent alone: it stops the parts in their order.
-        options |= {"start_new_session": True, "preexec_fn": _death_with_parent()}
         try:
-            return await asyncio.create_subprocess_exec(*self.part.command, **options)
+            return await Child.start(
+                self.part.command, self._read, environ=environ, pass_fds=(ready.write_fd,)
+            )
         except OSError as error:
             raise self._failure(f"could not be started: {error}", None) from error
         finally:
-            os.close(output.write_fd)
-            os.close(ready.write_fd)
+            ready.close_writing()
 
-    async def _read(self, output: "_Pipe") -> None:
-        try:
-            while line := await output.next_line():
-                text = line.decode(errors="replace").rstrip()
-                self._last_lines.append(text)
-                self._tell(self.part.name, text)
-        finally:
-            output.transport.close()
+    def _read(self, line: str) -> None:
+        self._last_lines.append(line)
+        self._tell(self.part.name, line)
 
-    async def _is_ready(self, process: Process, ready: "_Pipe") -> bool:
+    async def _is_ready(self, child: Child, ready: Pipe) -> bool:
         with suppress(TimeoutError):
             async with asyncio.timeout(self._ready_timeout_s):
                 if await ready.stream.read(6) == b"ready\n":
                     return True
                 # It closed the pipe without a word: most likely it is about to end.
-                await process.wait()
+                await child.wait()
         return False
 
     async def _never_ready(self, code: int | None) -> PartFailedError:
@@ -257,43 +230,5 @@ class _Child:
         return PartFailedError(message, name=name, exit_code=code, last_lines=lines)
 
 
-@dataclass(frozen=True, slots=True)
-class _Pipe:
-    """A pipe whose other end a child gets."""
-
-    stream: asyncio.StreamReader
-    transport: asyncio.ReadTransport
-    write_fd: int
-
-    @classmethod
-    async def open(cls) -> "_Pipe":
-        read_fd, write_fd = os.pipe()
-        stream = asyncio.StreamReader(limit=1_000_000)
-        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(stream), os.fdopen(read_fd, "rb", buffering=0)
-        )
-        return cls(stream, transport, write_fd)
-
-    async def next_line(self) -> bytes:
-        try:
-            return await self.stream.readline()
-        except ValueError:
-            return b"(part of a line of more than 1 MB)"
-
-
 def _ending(code: int) -> str:
     return f"exit code {code}" if code >= 0 else f"signal {-code}, {signal.strsignal(-code)}"
-
-
-def _death_with_parent() -> Callable[[], None] | None:
-    """What a child runs between fork and exec. Other systems have no such signal."""
-    if sys.platform != "linux":
-        return None
-    libc, parent = ctypes.CDLL(None), os.getpid()
-
-    def ask() -> None:
-        libc.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:
-            os._exit(1)
-
-    return ask

@@ -24,7 +24,8 @@ from nats.aio.msg import Msg
 
 from mesh import Agent, ChatRequest
 from mesh.broker import embedded_broker
-from mesh.client import Caller, new_instance_id, open_client
+from mesh.callers import Caller, new_instance_id
+from mesh.client import open_client
 from mesh.connection import open_connection
 from mesh.directory import follow_directory
 from mesh.errors import BrokerUnreachableError

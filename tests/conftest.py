@@ -18,7 +18,8 @@ from nats.aio.client import Client
 
 from mesh.agent import Agent
 from mesh.broker import embedded_broker
-from mesh.client import Caller, MeshClient, new_instance_id, open_client
+from mesh.callers import Caller, new_instance_id
+from mesh.client import MeshClient, open_client
 from mesh.connection import Connection, open_connection
 from mesh.directory import Directory, follow_directory
 from mesh.runtime import AgentHost

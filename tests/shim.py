@@ -10,7 +10,8 @@ import orjson
 import uvicorn
 
 from mesh import Agent, ChatDelta, ChatReply, ChatRequest, Usage
-from mesh.client import Caller, new_instance_id, open_client
+from mesh.callers import Caller, new_instance_id
+from mesh.client import open_client
 from mesh.connection import Connection
 from mesh.directory import Directory
 from mesh.runtime import AgentHost

@@ -3,7 +3,8 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from mesh.client import Caller, MeshClient, new_instance_id, open_client
+from mesh.callers import Caller, new_instance_id
+from mesh.client import MeshClient, open_client
 from mesh.connection import open_connection
 from mesh.directory import load_directory
 from mesh.settings import Settings

@@ -11,7 +11,8 @@ from typing import Final
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-from mesh.client import Caller, MeshClient
+from mesh.callers import Caller
+from mesh.client import MeshClient
 from mesh.connection import Connection
 from mesh.errors import CallError
 

@@ -16,8 +16,8 @@ import orjson
 from starlette.types import Receive, Scope, Send
 
 from mesh import codec
+from mesh.callers import known_source
 from mesh.calls import Call
-from mesh.client import known_source
 from mesh.completions import ChunkWriter, completion, read_reply
 from mesh.errors import AgentNotFoundError, InvalidIdError, InvalidInputError, MeshError
 from mesh.frames import Frame

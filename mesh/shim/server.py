@@ -18,7 +18,8 @@ from starlette.types import ASGIApp
 
 from mesh import registry
 from mesh.background import BackgroundTasks
-from mesh.client import Caller, open_client
+from mesh.callers import Caller
+from mesh.client import open_client
 from mesh.connection import Connection, open_connection
 from mesh.directory import Directory, follow_directory
 from mesh.errors import (

@@ -14,7 +14,8 @@ from nats.aio.client import Client
 
 from mesh import Agent, ChatRequest
 from mesh.broker import EmbeddedBroker, embedded_broker
-from mesh.client import Caller, MeshClient, connect, new_instance_id, open_client
+from mesh.callers import Caller, new_instance_id
+from mesh.client import MeshClient, connect, open_client
 from mesh.connection import open_connection
 from mesh.directory import follow_directory
 from mesh.errors import BrokerUnreachableError, PublishRefusedError, StreamMissingError

@@ -31,6 +31,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
         frozenset(
             {
                 "mesh.background",
+                "mesh.child",
                 "mesh.clock",
                 "mesh.publisher",
                 "mesh.connection",
@@ -50,6 +51,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
         "client, agent",
         frozenset(
             {
+                "mesh.callers",
                 "mesh.calls",
                 "mesh.inbox",
                 "mesh.outbox",

@@ -7,7 +7,8 @@ from typing import Any, cast
 import pytest
 from starlette.requests import ClientDisconnect
 
-from mesh.client import Caller, MeshClient
+from mesh.callers import Caller
+from mesh.client import MeshClient
 from mesh.connection import Connection
 from mesh.errors import CallError, PayloadTooLargeError
 from mesh.shim.door import Door, settle

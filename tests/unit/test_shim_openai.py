@@ -8,8 +8,9 @@ import httpx2
 import orjson
 import pytest
 
+from mesh.callers import Caller
 from mesh.calls import Call
-from mesh.client import Caller, MeshClient
+from mesh.client import MeshClient
 from mesh.completions import completion
 from mesh.connection import Connection
 from mesh.errors import InvalidInputError, ProtocolError
