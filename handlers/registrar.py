@@ -7,12 +7,13 @@ data path does not need it: with no registrar alive, liveness is unknown and cal
 import asyncio
 import datetime
 import logging
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
-from faststream import AckPolicy, Context, ExceptionMiddleware, Path
+from faststream import AckPolicy, BaseMiddleware, Context, ExceptionMiddleware, Path
 from faststream.nats import JStream, NatsMessage, NatsRouter, PullSub
 from pydantic import ValidationError
 
+from mesh import headers as h
 from mesh import registry, streams, subjects
 from mesh.connection import Connection
 from mesh.directory import Directory
@@ -27,11 +28,11 @@ from schemas.registry import (
     Announcement,
     Heartbeat,
     Instance,
-    NodeAnnouncement,
     NodeRecord,
     Placement,
     Receipt,
     RegistryView,
+    Role,
     Withdrawal,
 )
 
@@ -56,11 +57,13 @@ class Registrar:
         self._settings = settings
         self._instance = instance
 
-    async def announce(self, agent: str, announcement: Announcement) -> Receipt:
+    async def announce(self, agent: str, node: str, announcement: Announcement) -> Receipt:
         """Make an agent's mailbox, then show the agent."""
         card, instance = announcement.card, announcement.instance
         if card.id != agent:
             return _refusal("card_refused", f"a card of {card.id!r} on the subject of {agent!r}")
+        if refusal := self._refuse_foreign(node, instance):
+            return refusal
         await self._make_mailbox(announcement)
         await self._put_node(instance)
         await self._put(registry.agent_key(agent), self._record(announcement))
@@ -72,26 +75,21 @@ class Registrar:
         logger.info("agent %s on %s", agent, instance.node)
         return Receipt()
 
-    async def announce_node(self, node: str, announcement: NodeAnnouncement) -> Receipt:
-        """Show a node, and the process that announces it."""
-        if announcement.instance.node != node:
-            return _refusal("card_refused", f"not the subject of {announcement.instance.node!r}")
-        await self._put_node(announcement.instance)
-        await self._put_instance(announcement.instance)
-        return Receipt()
-
     async def withdraw(self, agent: str, withdrawal: Withdrawal) -> None:
         """Take an agent off a process. Its card and its mailbox stay."""
         await self._delete(registry.placement_key(agent, withdrawal.instance))
         logger.info("agent %s left", agent)
 
-    async def heartbeat(self, heartbeat: Heartbeat) -> Receipt:
+    async def heartbeat(self, node: str, heartbeat: Heartbeat) -> Receipt:
         """Keep a process alive, and tell it when its placements have been forgotten."""
         instance = heartbeat.instance
+        if refusal := self._refuse_foreign(node, instance):
+            return refusal
         if heartbeat.leaving:
             await self.forget(instance.instance)
             await self._delete(registry.instance_key(instance.instance))
             return Receipt()
+        await self._put_node(instance)
         await self._put_instance(instance)
         placed = {
             one.agent for one in self._directory.placements() if one.instance == instance.instance
@@ -132,6 +130,15 @@ class Registrar:
     async def abdicate(self) -> None:
         """Say that this registrar leaves."""
         await self._delete(registry.instance_key(self._instance.instance))
+
+    def _refuse_foreign(self, node: str, instance: Instance) -> Receipt | None:
+        """A node speaks for its own processes only. The broker proves the subject's node."""
+        others = (one for one in self._directory.instances() if one.node != node)
+        if instance.node != node or any(one.instance == instance.instance for one in others):
+            return _refusal("card_refused", f"the instance is not one of node {node!r}")
+        if instance.role is Role.REGISTRAR:
+            return _refusal("card_refused", "a registrar does not announce itself")
+        return None
 
     def lookup(self, agent: str) -> AgentView:
         """Return one agent.
@@ -201,7 +208,26 @@ def refuse_body(error: ValidationError) -> Receipt:
     return _refusal("protocol", f"{place}: {first['msg']}")
 
 
-router = NatsRouter(middlewares=(failures,))
+class OwnReplies(BaseMiddleware):
+    """Answers announcements only where the announcer itself is answered.
+
+    FastStream publishes a handler's return value wherever a `reply_to` header says, with the
+    registrar's rights: `$KV.registry.victim` would do.
+    """
+
+    async def consume_scope(self, call_next: Any, msg: Any) -> Any:
+        """Forget a `reply_to` header that points elsewhere."""
+        reply_to = msg.headers.get(h.REPLY_TO)
+        if reply_to and not (
+            subjects.is_inbox_reply(reply_to)
+            or subjects.is_reply_to(reply_to, msg.path.get("agent", ""))
+        ):
+            logger.warning("refused to answer on %r", reply_to[:120])
+            msg.reply_to = ""
+        return await call_next(msg)
+
+
+router = NatsRouter(middlewares=(failures, OwnReplies))
 RegistrarInstance = Annotated[Registrar, Context("registrar")]
 PULL_TIMEOUT_S: Final = 5.0
 """A pull that a broker restart has swallowed is noticed no sooner."""
@@ -214,31 +240,20 @@ _PULL: Final = PullSub(batch_size=1, timeout=PULL_TIMEOUT_S)
 
 
 @router.subscriber(
-    "registry.announce.{agent}",
+    "registry.announce.{agent}.{node}",
     stream=_CONTROL,
     durable=streams.REGISTRAR_ANNOUNCE,
     pull_sub=_PULL,
     ack_policy=AckPolicy.NACK_ON_ERROR,
 )
 async def on_announce(
-    announcement: Announcement, registrar: RegistrarInstance, agent: Annotated[str, Path()]
+    announcement: Announcement,
+    registrar: RegistrarInstance,
+    agent: Annotated[str, Path()],
+    node: Annotated[str, Path()],
 ) -> Receipt:
     """A host announces an agent."""
-    return await registrar.announce(agent, announcement)
-
-
-@router.subscriber(
-    "registry.announce-node.{node}",
-    stream=_CONTROL,
-    durable=streams.REGISTRAR_ANNOUNCE_NODE,
-    pull_sub=_PULL,
-    ack_policy=AckPolicy.NACK_ON_ERROR,
-)
-async def on_announce_node(
-    announcement: NodeAnnouncement, registrar: RegistrarInstance, node: Annotated[str, Path()]
-) -> Receipt:
-    """A process announces the node it runs on."""
-    return await registrar.announce_node(node, announcement)
+    return await registrar.announce(agent, node, announcement)
 
 
 @router.subscriber(
@@ -255,10 +270,12 @@ async def on_withdraw(
     await registrar.withdraw(agent, withdrawal)
 
 
-@router.subscriber(subjects.ALL_HEARTBEATS, queue="registrar")
-async def on_heartbeat(heartbeat: Heartbeat, registrar: RegistrarInstance) -> Receipt:
+@router.subscriber("registry.heartbeat.{node}.{instance}", queue="registrar")
+async def on_heartbeat(
+    heartbeat: Heartbeat, registrar: RegistrarInstance, node: Annotated[str, Path()]
+) -> Receipt:
     """A process is alive, or leaves."""
-    return await registrar.heartbeat(heartbeat)
+    return await registrar.heartbeat(node, heartbeat)
 
 
 @router.subscriber("registry.get.{agent}", queue="registrar")

@@ -139,7 +139,7 @@ class MeshClient:
         if not self._connection.client.is_connected:
             await self._require_connection()
         call_id = os.urandom(16).hex()
-        call = Call(call_id, agent, self._inbox.reply_subject(call_id), timeout_s)
+        call = Call(call_id, agent, self._inbox.reply_subject(call_id, agent), timeout_s)
         headers = self._headers(call, content_type, node, lineage, source or self._caller)
         request = Request(subjects.inbox(agent, node), body, headers)
         self._connection.publisher.require_size(body, headers)
@@ -178,7 +178,8 @@ class MeshClient:
     def _headers(
         self, call: Call, content_type: str, node: str | None, lineage: Lineage, source: Caller
     ) -> dict[str, str]:
-        trace_id = lineage.trace_id or call.id
+        # Never the call's id: whoever knows that can answer the call.
+        trace_id = lineage.trace_id or uuid4().hex
         headers = {
             h.REPLY_TO: call.reply_subject,
             h.CORRELATION_ID: call.id,

@@ -6,9 +6,11 @@ closed for good, so that a process can end instead of living on deaf.
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import nats.errors
 from nats.aio.client import Client
@@ -22,14 +24,21 @@ logger = logging.getLogger(__name__)
 PING_INTERVAL_S: Final = 5
 """With two outstanding pings, a half-open connection is seen after about ten seconds."""
 
+OPEN_INBOX_PREFIX: Final = "_INBOX"
+
+_DENIED: Final = re.compile(r'permissions violation for publish to "(.+)"')
+"""The broker names the subject, never the message."""
+
 Hook = Callable[[], Awaitable[None]]
 
 
 class Connection:
     """A nats-py client, its publisher, and the hooks that run after every reconnect."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, *, is_guarded: bool = False) -> None:
         self.client = client
+        self.is_guarded = is_guarded
+        """Whether it logged in as a user: there may be a border between accounts on its way."""
         self.publisher = Publisher(client)
         self.closed = asyncio.Event()
         self._hooks: list[Hook] = []
@@ -82,7 +91,8 @@ async def open_connection(
         BrokerUnreachableError: there is no broker, or it refuses us.
     """
     client = Client()
-    connection = Connection(client)
+    prefix = _inbox_prefix(url)
+    connection = Connection(client, is_guarded=prefix != OPEN_INBOX_PREFIX)
     failure: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
     servers = [part.strip() for part in url.split(",")]
     misses = 0
@@ -93,6 +103,8 @@ async def open_connection(
         if not failure.done() and misses >= len(servers) and not patience_s:
             failure.set_result(error)
         elif client.is_connected or failure.done():
+            if denied := _DENIED.search(str(error)):
+                connection.publisher.deny(denied[1])
             logger.warning("broker: %s", error or type(error).__name__)
 
     async def on_closed() -> None:
@@ -114,6 +126,7 @@ async def open_connection(
         ping_interval=PING_INTERVAL_S,
         max_outstanding_pings=2,
         pending_size=8 * 1024 * 1024,
+        inbox_prefix=prefix,
         # `mesh.subjects` builds every subject from checked ids; a second look costs 5 % of a call.
         skip_subject_validation=True,
     )
@@ -150,6 +163,13 @@ async def _connect(
         "or set MESH_NATS_URL",
         servers=_without_secret(url),
     )
+
+
+def _inbox_prefix(url: str) -> str:
+    """Users of one account each have inboxes of their own: a permission then guards them."""
+    first = url.partition(",")[0].strip()
+    user = urlsplit(first if "//" in first else f"//{first}").username
+    return f"{OPEN_INBOX_PREFIX}_{user}" if user else OPEN_INBOX_PREFIX
 
 
 def _without_secret(url: str) -> str:

@@ -15,6 +15,8 @@ from nats.aio.msg import Msg
 from mesh import codec, registry, subjects
 from mesh.connection import Connection
 from mesh.errors import AgentNotFoundError, AgentNotOnNodeError, NodeNotFoundError, ProtocolError
+from mesh.history import is_stored_under
+from mesh.streams import REGISTRY
 from schemas.base import WireModel
 from schemas.registry import (
     AgentRecord,
@@ -247,6 +249,11 @@ async def follow_directory(connection: Connection) -> AsyncIterator[Directory]:
     async def on_event(message: Msg) -> None:
         key = message.subject.removeprefix(registry.EVENT_PREFIX)
         headers = message.headers or {}
+        # Only the bucket's own republish counts: a reply subject that somebody names in a request
+        # of his own can bring other messages here, with a body of his choice.
+        is_event = message.subject.startswith(registry.EVENT_PREFIX)
+        if not (is_event and is_stored_under(headers, REGISTRY, registry.KEY_PREFIX + key)):
+            return
         revision = int(headers.get("Nats-Sequence", 0))
         directory.apply(registry.Entry.read(key, headers, message.data, revision))
 

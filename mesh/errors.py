@@ -14,7 +14,8 @@ Our exception hierarchy:
     │  ├─ StreamMissingError       .subject
     │  ├─ StreamConfigError        .differences
     │  ├─ PublishRefusedError      .subject .err_code
-    │  └─ AckLostError             .subject
+    │  ├─ AckLostError             .subject
+    │  └─ NotPermittedError        .subject
     ├─ EmbeddedBrokerError
     │  ├─ ServerBinaryError        .path
     │  ├─ PortInUseError           .port
@@ -134,6 +135,12 @@ class AckLostError(TransportError):
     """A publish was not acknowledged in time: it may or may not be stored."""
 
     code = "ack_lost"
+
+
+class NotPermittedError(TransportError):
+    """The broker does not let this user publish there; nothing was stored."""
+
+    code = "not_permitted"
 
 
 class EmbeddedBrokerError(MeshError):

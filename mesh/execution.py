@@ -30,6 +30,7 @@ from mesh.errors import (
     HopLimitError,
     InvalidInputError,
     MeshError,
+    NotPermittedError,
     PublishRefusedError,
 )
 from mesh.invocation import StreamedAnswer, call, parts, to_reply
@@ -94,6 +95,9 @@ class Execution:
                 return
             await self._answer(delivery, headers, writer, left_s)
             await delivery.ack()
+        except NotPermittedError as error:
+            logger.warning("%s: %s", self._agent.id, error)
+            await delivery.term("no right to answer on reply_to")
         except (PublishRefusedError, BrokerUnreachableError) as error:
             # Not acknowledged: the request comes again, and so does the answer.
             logger.error("%s: the answer of %s is not stored: %s", ledger, address.call_id, error)

@@ -20,6 +20,8 @@ TRACEPARENT: Final = "traceparent"
 MSG_ID: Final = "Nats-Msg-Id"
 TTL: Final = "Nats-TTL"
 SEQUENCE: Final = "Nats-Sequence"
+STREAM: Final = "Nats-Stream"
+STORED_SUBJECT: Final = "Nats-Subject"
 
 SOURCE_AGENT: Final = "mesh-source-agent"
 SOURCE_NODE: Final = "mesh-source-node"

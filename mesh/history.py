@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Final
 
 import nats.errors
-import nats.js.errors
 import orjson
 from nats.aio.msg import Msg
 
+from mesh import headers as h
 from mesh.connection import Connection
 from mesh.errors import BrokerUnreachableError, StreamMissingError, TransportError
 
@@ -51,29 +51,36 @@ async def read_history(
 
 
 async def read_last(connection: Connection, stream: str, subject: str) -> StoredMessage | None:
-    """Read the newest message under exactly `subject`, from the stream's leader.
+    """Read the newest message under exactly `subject`.
 
-    Through the leader, because a direct get may be served by a replica that lags.
+    The subject stands in the request's subject, not in its body, so that a permission can limit
+    who reads what. On a cluster a replica that lags may answer.
 
     Raises:
+        StreamMissingError: the stream does not exist.
         BrokerUnreachableError: no answer in time.
         TransportError: the server refuses the read.
     """
-    manager = connection.client.jsm(timeout=TIMEOUT_S)
+    request = f"$JS.API.DIRECT.GET.{stream}.{subject}"
     try:
-        message = await manager.get_msg(stream, subject=subject)
-    except nats.js.errors.NotFoundError:
-        return None
-    except nats.js.errors.APIError as error:
-        raise TransportError(f"cannot read {stream}: {error.description}") from error
+        answer = await connection.client.request(request, timeout=TIMEOUT_S)
+    except nats.errors.NoRespondersError as error:
+        raise StreamMissingError(f"the broker has no stream {stream}; run `mesh up`") from error
     except nats.errors.Error as error:
         raise BrokerUnreachableError(f"cannot read {stream}: {error}") from error
-    return StoredMessage(
-        subject=subject,
-        sequence=message.seq or 0,
-        headers=message.headers or {},
-        body=message.data or b"",
-    )
+    headers = answer.headers or {}
+    status = headers.get("Status")
+    if status == "404":
+        return None
+    if status is not None:
+        raise TransportError(f"reading {stream}: {headers.get('Description', status)}")
+    return StoredMessage(subject, int(headers[h.SEQUENCE]), headers, answer.data)
+
+
+def is_stored_under(headers: Mapping[str, str] | None, stream: str, subject: str) -> bool:
+    """Tell whether JetStream says of a message that `stream` holds it under `subject`."""
+    found = headers or {}
+    return found.get(h.STREAM) == stream and found.get(h.STORED_SUBJECT) == subject
 
 
 async def _read_batch(

@@ -18,9 +18,16 @@ from mesh import subjects
 from mesh.background import BackgroundTasks
 from mesh.calls import Call
 from mesh.connection import Connection
-from mesh.errors import BrokerUnreachableError, CallTimeoutError, TransportError
+from mesh.errors import (
+    BrokerUnreachableError,
+    CallTimeoutError,
+    StreamMissingError,
+    TransportError,
+)
 from mesh.frames import Frame
-from mesh.replies import read_frames
+from mesh.history import is_stored_under
+from mesh.replies import read_frames, read_last_frame
+from mesh.streams import REPLY
 
 logger = logging.getLogger(__name__)
 
@@ -37,13 +44,14 @@ class ReplyInbox:
         self._caller = caller
         self._instance = instance
         # The ids are checked once, for the life of the inbox; a call id is always ours.
-        self._reply_prefix = subjects.reply(caller, instance, "0").removesuffix("0")
+        whole = subjects.reply(caller, instance, "0", caller)
+        self._reply_prefix = whole.removesuffix(f"0.{caller}")
         self._calls: dict[str, Call] = {}
         self._tasks = BackgroundTasks()
 
-    def reply_subject(self, call_id: str) -> str:
-        """Return where call `call_id` is to be answered."""
-        return f"{self._reply_prefix}{call_id}"
+    def reply_subject(self, call_id: str, agent: str) -> str:
+        """Return where `agent` is to answer call `call_id`."""
+        return f"{self._reply_prefix}{call_id}.{agent}"
 
     def expect(self, call: Call) -> None:
         """Bring the frames of `call` until it ends, and end it at its deadline."""
@@ -74,9 +82,14 @@ class ReplyInbox:
 
     async def _catch_up(self, call: Call) -> None:
         start = call.last_sequence + 1
-        frames = await read_frames(
-            self._connection, call.reply_subject, call.id, from_sequence=start
-        )
+        try:
+            frames = await read_frames(
+                self._connection, call.reply_subject, call.id, from_sequence=start
+            )
+        except StreamMissingError:
+            # Behind an account boundary only the newest frame can be read: a subject can be
+            # limited to its owner, the body of a batched read cannot.
+            frames = await read_last_frame(self._connection, call.reply_subject, call.id)
         for frame in frames:
             call.receive(frame)
 
@@ -92,9 +105,11 @@ class ReplyInbox:
                 await asyncio.sleep(RETRY_PAUSE_S)
 
     async def _on_message(self, message: Msg) -> None:
-        call_id = message.subject.rpartition(".")[2]
+        call_id = message.subject.rsplit(".", 2)[1]
         call = self._calls.get(call_id)
-        if call is None:
+        # Only JetStream's republish counts. A reply subject that somebody names in a request of
+        # his own can bring other messages here: the broker checks no rights on those.
+        if call is None or not is_stored_under(message.headers, REPLY, call.reply_subject):
             return
         frame = Frame.read(call_id, message.headers, message.data)
         if frame is not None:

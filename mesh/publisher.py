@@ -20,6 +20,7 @@ from mesh import headers as h
 from mesh.errors import (
     AckLostError,
     BrokerUnreachableError,
+    NotPermittedError,
     PayloadTooLargeError,
     PublishRefusedError,
     StreamMissingError,
@@ -54,13 +55,15 @@ class Publisher:
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._prefix = client.new_inbox()
+        self._prefix = ""
         self._tokens = count()
         self._waiting: dict[str, _Waiting] = {}
         """In the order of sending, so that the oldest come first."""
 
     async def start(self) -> None:
         """Subscribe to the acknowledgements."""
+        # Not before: the client learns its inbox prefix when it connects.
+        self._prefix = self._client.new_inbox()
         await self._client.subscribe(f"{self._prefix}.*", cb=self._on_ack)
 
     async def expire_forever(self) -> None:
@@ -113,7 +116,7 @@ class Publisher:
         token = str(next(self._tokens))
         loop = asyncio.get_running_loop()
         future: asyncio.Future[PubAck] = loop.create_future()
-        self._waiting[token] = _Waiting(future, loop.time())
+        self._waiting[token] = _Waiting(future, loop.time(), subject)
         try:
             await self._client.publish(
                 subject, body, reply=f"{self._prefix}.{token}", headers=headers
@@ -158,6 +161,14 @@ class Publisher:
         for one in waiting.values():
             _fail(one.future, AckLostError("the connection was lost before the acknowledgement"))
 
+    def deny(self, subject: str) -> None:
+        """Fail what waits on a subject that the broker has refused; nats-py tells it lowered."""
+        for token, waiting in list(self._waiting.items()):
+            if waiting.subject.lower() == subject:
+                del self._waiting[token]
+                message = f"the broker lets this user not publish to {waiting.subject}"
+                _fail(waiting.future, NotPermittedError(message, subject=waiting.subject))
+
     async def _on_ack(self, message: Msg) -> None:
         waiting = self._waiting.pop(message.subject.rpartition(".")[2], None)
         if waiting is None or waiting.future.done():
@@ -173,6 +184,7 @@ class Publisher:
 class _Waiting:
     future: "asyncio.Future[PubAck]"
     sent_at: float
+    subject: str
 
 
 def _fail(future: "asyncio.Future[PubAck]", error: TransportError) -> None:

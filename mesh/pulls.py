@@ -9,6 +9,7 @@ and would then deliver a message that nobody asked for.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final
 
 import nats.errors
@@ -85,9 +86,9 @@ class PullLoop:
 
     async def _subscribe(self) -> None:
         client = self._connection.client
-        self._inbox = client.new_inbox()
+        inbox = self._inbox = client.new_inbox()
         self._outstanding = 0
-        self._subscription = await client.subscribe(self._inbox, cb=self._on_message)
+        self._subscription = await client.subscribe(inbox, cb=partial(self._on_message, inbox))
 
     def _top_up(self) -> None:
         if self._refilling or self._outstanding >= self._wanted or self._subscription is None:
@@ -113,11 +114,19 @@ class PullLoop:
             # Not connected: `restart` asks again on the new connection.
             self._outstanding -= batch
 
-    async def _on_message(self, message: Msg) -> None:
+    async def _on_message(self, inbox: str, message: Msg) -> None:
+        is_current = inbox == self._inbox
         if message.headers and "Status" in message.headers and not message.reply:
-            self._on_status(message.headers)
+            if is_current:
+                self._on_status(message.headers)
             return
-        self._outstanding = max(0, self._outstanding - 1)
+        if is_current:
+            self._outstanding = max(0, self._outstanding - 1)
+        is_cut = self._connection.is_guarded and not message.data and not message.headers
+        if is_current and is_cut:
+            # Between accounts an empty message ends the answers to a pull (nats-server #6149):
+            # what else it brought is lost until its ack_wait, so ask again on a fresh inbox.
+            self._tasks.start(self.restart())
         await self._on_delivery(Delivery.read(self._connection.client, message))
 
     def _on_status(self, headers: dict[str, str]) -> None:

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
+from uuid import uuid4
 
 import nats.errors
 from nats.aio.msg import Msg
@@ -23,7 +24,6 @@ from schemas.registry import (
     Announcement,
     Heartbeat,
     Instance,
-    NodeAnnouncement,
     Receipt,
     Withdrawal,
 )
@@ -109,8 +109,10 @@ async def announce(
         BrokerUnreachableError: no registrar answers within `timeout_s`. The announcement is
             stored, and one that starts within ten minutes will still read it.
     """
-    subject = subjects.announce(announcement.card.id)
-    receipt = await _ask_registrar(connection, subject, announcement, timeout_s)
+    agent, instance = announcement.card.id, announcement.instance
+    subject = subjects.announce(agent, instance.node)
+    reply_to = subjects.reply(agent, instance.instance, uuid4().hex, agent)
+    receipt = await _ask_registrar(connection, subject, announcement, reply_to, timeout_s)
     if not receipt.ok:
         raise CardRefusedError(receipt.message, agent=announcement.card.id, reason=receipt.code)
     return receipt
@@ -124,9 +126,7 @@ async def announce_node(
     Raises:
         BrokerUnreachableError: no registrar answers within `timeout_s`.
     """
-    subject = subjects.announce_node(instance.node)
-    body = NodeAnnouncement(instance=instance)
-    return await _ask_registrar(connection, subject, body, timeout_s)
+    return await beat(connection, Heartbeat(instance=instance), timeout_s=timeout_s)
 
 
 async def withdraw(connection: Connection, agent: str, instance: str) -> None:
@@ -141,7 +141,7 @@ async def beat(connection: Connection, heartbeat: Heartbeat, *, timeout_s: float
     Raises:
         BrokerUnreachableError: no registrar answers.
     """
-    subject = subjects.heartbeat(heartbeat.instance.instance)
+    subject = subjects.heartbeat(heartbeat.instance.node, heartbeat.instance.instance)
     try:
         answer = await connection.client.request(
             subject, codec.encode(heartbeat), timeout=timeout_s
@@ -152,22 +152,23 @@ async def beat(connection: Connection, heartbeat: Heartbeat, *, timeout_s: float
 
 
 async def _ask_registrar(
-    connection: Connection, subject: str, body: WireModel, timeout_s: float
+    connection: Connection, subject: str, body: WireModel, reply_to: str, timeout_s: float
 ) -> Receipt:
     # The answer goes to a `reply_to` header: on a captured subject, NATS's own reply subject
-    # would bring JetStream's acknowledgement instead.
+    # would bring JetStream's acknowledgement instead. And it goes through the reply stream, since
+    # nothing that the registrar publishes to an inbox would reach another account.
     client = connection.client
-    inbox = client.new_inbox()
     answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
     async def on_answer(message: Msg) -> None:
         if not answer.done():
             answer.set_result(message.data)
 
-    subscription = await client.subscribe(inbox, cb=on_answer, max_msgs=1)
+    delivered = subjects.as_delivered(reply_to)
+    subscription = await client.subscribe(delivered, cb=on_answer, max_msgs=1)
     try:
         await connection.publisher.publish(
-            subject, codec.encode(body), {h.REPLY_TO: inbox, h.CONTENT_TYPE: h.JSON}
+            subject, codec.encode(body), {h.REPLY_TO: reply_to, h.CONTENT_TYPE: h.JSON}
         )
         data = await asyncio.wait_for(answer, timeout_s)
         return codec.decode(Receipt, data, subject=subject)

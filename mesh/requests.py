@@ -92,7 +92,7 @@ def read_address(
     reply_to = headers.reply_to
     is_bare = not reply_to
     is_core = subjects.is_inbox_reply(reply_to)
-    if not (is_bare or is_core or subjects.is_reply(reply_to)):
+    if not (is_bare or is_core or subjects.may_answer_on(reply_to, agent)):
         return None
     replies = _bare_subjects(delivery.body, agent) if is_bare else (reply_to,)
     node, instance = place

@@ -14,9 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from typing import Final
 
-import nats.errors
-from nats.js.errors import NotFoundError
-
 from mesh import registry
 from mesh.agent import Agent
 from mesh.background import BackgroundTasks
@@ -30,7 +27,6 @@ from mesh.events import EventWorker
 from mesh.execution import Place
 from mesh.heartbeat import beat_forever
 from mesh.settings import Settings
-from mesh.streams import INBOX
 from mesh.version import VERSION
 from mesh.worker import AgentWorker
 from schemas.registry import Announcement, Heartbeat, Instance, Role
@@ -94,7 +90,7 @@ class AgentHost:
             place = self._place(directory)
             self._connection.on_reconnect(self._reconnected)
             try:
-                await self._serve_until(stop, place)
+                await self._serve_until(stop, place, directory)
             except* MeshError as failures:
                 raise failures.exceptions[0] from None
             finally:
@@ -103,9 +99,11 @@ class AgentHost:
         if self._connection.closed.is_set() and not stop.is_set():
             raise BrokerUnreachableError("the connection to the broker is closed for good")
 
-    async def _serve_until(self, stop: asyncio.Event, place: Place) -> None:
+    async def _serve_until(self, stop: asyncio.Event, place: Place, directory: Directory) -> None:
         async with asyncio.TaskGroup() as group:
-            serving = [group.create_task(self._serve(one, place)) for one in self._agents]
+            serving = [
+                group.create_task(self._serve(one, place, directory)) for one in self._agents
+            ]
             group.create_task(self._watch(stop, serving))
 
     def _place(self, directory: Directory) -> Place:
@@ -130,27 +128,17 @@ class AgentHost:
             threads=threads,
         )
 
-    async def _serve(self, agent: Agent, place: Place) -> None:
+    async def _serve(self, agent: Agent, place: Place, directory: Directory) -> None:
         """Pull as soon as the mailbox exists, whether or not a registrar answers."""
-        if await self._has_mailbox(agent.id):
+        record = directory.agent_record(agent.id)
+        # The registrar makes the durables before it writes the record.
+        if record is not None and self.instance.node in record.nodes:
             await self._start_workers(agent, place)
             self._tasks.start(self._announce(agent))
         else:
             await self._announce(agent)
             await self._start_workers(agent, place)
         logger.info("agent %s runs on %s", agent.id, self.instance.node)
-
-    async def _has_mailbox(self, agent: str) -> bool:
-        manager = self._connection.client.jsm(timeout=5.0)
-        try:
-            await manager.consumer_info(INBOX, agent)
-            await manager.consumer_info(INBOX, f"{agent}@{self.instance.node}")
-        except NotFoundError:
-            return False
-        except nats.errors.Error as error:
-            logger.warning("cannot look for the mailbox of %s: %s", agent, error)
-            return False
-        return True
 
     async def _start_workers(self, agent: Agent, place: Place) -> None:
         client = await place.open_client(agent.id)

@@ -23,7 +23,7 @@ DEFAULT_HTTP_TIMEOUT_S: Final = 120.0
 """Deadline over HTTP: well under the 600 s that OpenAI clients read for."""
 HEARTBEATS_TO_OFFLINE: Final = 3
 
-_KNOWN: Final = {
+KNOWN_VARIABLES: Final = {
     "MESH_NATS_URL": "broker to use, instead of an embedded one",
     "MESH_NATS_SERVER": "path of the nats-server binary",
     "MESH_NATS_PORT": "port of the embedded broker (0: any free one)",
@@ -98,9 +98,13 @@ def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
     """Return a warning for every `MESH_*` variable that nothing reads, with the nearest name."""
     warnings = []
     for name in sorted(environ):
-        if not name.startswith("MESH_") or name in _KNOWN or name.startswith(_RESERVED_PREFIXES):
+        if (
+            not name.startswith("MESH_")
+            or name in KNOWN_VARIABLES
+            or name.startswith(_RESERVED_PREFIXES)
+        ):
             continue
-        near = difflib.get_close_matches(name, _KNOWN, n=1)
+        near = difflib.get_close_matches(name, KNOWN_VARIABLES, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         warnings.append(f"{name} is not a setting of the mesh{hint}")
     return warnings

@@ -46,7 +46,6 @@ MAX_WAITING: Final = 512
 """JetStream's default, stated: a foreign durable made without it could never be updated."""
 
 REGISTRAR_ANNOUNCE: Final = "registrar-announce"
-REGISTRAR_ANNOUNCE_NODE: Final = "registrar-announce-node"
 REGISTRAR_WITHDRAW: Final = "registrar-withdraw"
 
 
@@ -87,7 +86,6 @@ def stream_configs(settings: Settings) -> list[StreamConfig]:
             [
                 subjects.ALL_CANCELS,
                 subjects.ALL_ANNOUNCEMENTS,
-                subjects.ALL_NODE_ANNOUNCEMENTS,
                 subjects.ALL_WITHDRAWALS,
             ],
             settings,
@@ -174,7 +172,6 @@ def control_consumers() -> list[tuple[str, ConsumerConfig]]:
     """Return the durables of the control plane, with their streams."""
     return [
         (CONTROL, _worker(REGISTRAR_ANNOUNCE, subjects.ALL_ANNOUNCEMENTS)),
-        (CONTROL, _worker(REGISTRAR_ANNOUNCE_NODE, subjects.ALL_NODE_ANNOUNCEMENTS)),
         (CONTROL, _worker(REGISTRAR_WITHDRAW, subjects.ALL_WITHDRAWALS)),
     ]
 

@@ -17,10 +17,9 @@ ALL_BARE_REPLIES: Final = "agent.*.reply"
 ALL_REPLIES: Final = "agent.*.reply.>"
 ALL_CANCELS: Final = "agent.*.cancel.*"
 ALL_EVENTS: Final = "agent.*.event.>"
-ALL_ANNOUNCEMENTS: Final = "registry.announce.*"
-ALL_NODE_ANNOUNCEMENTS: Final = "registry.announce-node.*"
+ALL_ANNOUNCEMENTS: Final = "registry.announce.*.*"
 ALL_WITHDRAWALS: Final = "registry.withdraw.*"
-ALL_HEARTBEATS: Final = "registry.heartbeat.*"
+ALL_HEARTBEATS: Final = "registry.heartbeat.*.*"
 ALL_LOOKUPS: Final = "registry.get.*"
 REGISTRY_LIST: Final = "registry.list"
 REGISTRY_EVENTS: Final = "registry.event.>"
@@ -35,7 +34,8 @@ INVALID_AGENT: Final = "invalid-id"
 
 _CALL: Final = r"[A-Za-z0-9_-]{1,64}"
 _CALL_PATTERN: Final = re.compile(_CALL)
-_REPLY_PATTERN: Final = re.compile(rf"agent\.{ID_PATTERN.pattern}\.reply(\.{_CALL}\.{_CALL})?")
+_ID: Final = ID_PATTERN.pattern
+_REPLY_PATTERN: Final = re.compile(rf"agent\.{_ID}\.reply(\.{_CALL}\.{_CALL}(\.{_ID})?)?")
 _EVENT_PATTERN: Final = re.compile(r"[a-z0-9_-]{1,64}(\.[a-z0-9_-]{1,64}){0,3}")
 
 
@@ -65,9 +65,13 @@ def inbox(agent: str, node: str | None = None) -> str:
     return f"{subject}.{require_id(node, 'node')}" if node else subject
 
 
-def reply(caller: str, instance: str, call_id: str) -> str:
-    """Frames that answer one call of one process of `caller`."""
-    tail = f"{_require_call(instance)}.{_require_call(call_id)}"
+def reply(caller: str, instance: str, call_id: str, agent: str) -> str:
+    """Frames with which `agent` answers one call of one process of `caller`.
+
+    The last token is who answers: with accounts, the broker lets nobody else write there, and
+    lets an agent read back only what it wrote.
+    """
+    tail = f"{_require_call(instance)}.{_require_call(call_id)}.{require_id(agent)}"
     return f"agent.{require_id(caller, 'caller')}.reply.{tail}"
 
 
@@ -117,14 +121,9 @@ def event_filter(source: str, name: str) -> str:
     return f"agent.{agent}.event.{tail}"
 
 
-def announce(agent: str) -> str:
-    """A host announces an agent."""
-    return f"registry.announce.{require_id(agent)}"
-
-
-def announce_node(node: str) -> str:
-    """A process announces the node it runs on."""
-    return f"registry.announce-node.{require_id(node, 'node')}"
+def announce(agent: str, node: str) -> str:
+    """A host on `node` announces an agent."""
+    return f"registry.announce.{require_id(agent)}.{require_id(node, 'node')}"
 
 
 def withdraw(agent: str) -> str:
@@ -132,9 +131,9 @@ def withdraw(agent: str) -> str:
     return f"registry.withdraw.{require_id(agent)}"
 
 
-def heartbeat(instance: str) -> str:
-    """A process is alive."""
-    return f"registry.heartbeat.{_require_call(instance)}"
+def heartbeat(node: str, instance: str) -> str:
+    """A process on `node` is alive."""
+    return f"registry.heartbeat.{require_id(node, 'node')}.{_require_call(instance)}"
 
 
 def lookup(agent: str) -> str:
@@ -174,6 +173,22 @@ def is_reply(subject: str) -> bool:
     caller itself may not.
     """
     return _REPLY_PATTERN.fullmatch(subject) is not None
+
+
+def may_answer_on(subject: str, agent: str) -> bool:
+    """Tell whether `agent` may be asked to answer on `subject`: not in another agent's name."""
+    tokens = subject.split(".")
+    return is_reply(subject) and (len(tokens) < 6 or tokens[5] == agent)
+
+
+def is_reply_to(subject: str, caller: str) -> bool:
+    """Tell whether `subject` is a reply subject of `caller`, and of nobody else."""
+    return is_reply(subject) and subject.split(".")[1] == caller
+
+
+def as_delivered(stored: str) -> str:
+    """Return where the reply stream republishes what it has stored under `stored`."""
+    return f"delivered.{stored.removeprefix('agent.')}"
 
 
 def is_inbox_reply(subject: str) -> bool:

@@ -60,15 +60,9 @@ class Placement(WireModel):
 
 
 class Announcement(WireModel):
-    """Body of `registry.announce.<id>`: this process hosts this agent."""
+    """Body of `registry.announce.<id>.<node>`: this process hosts this agent."""
 
     card: AgentCard
-    instance: Instance
-
-
-class NodeAnnouncement(WireModel):
-    """Body of `registry.announce-node.<node>`: this process runs on this node."""
-
     instance: Instance
 
 
@@ -79,7 +73,7 @@ class Withdrawal(WireModel):
 
 
 class Heartbeat(WireModel):
-    """Body of `registry.heartbeat.<instance>`, a core request."""
+    """Body of `registry.heartbeat.<node>.<instance>`, a core request."""
 
     instance: Instance
     leaving: bool = False

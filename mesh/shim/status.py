@@ -66,6 +66,7 @@ TABLE: Final[dict[type[MeshError], Row]] = {
     errors.StreamConfigError: _NO_BROKER,
     errors.PublishRefusedError: _NOT_TAKEN,
     errors.AckLostError: _NO_BROKER,
+    errors.NotPermittedError: _NO_BROKER,
     errors.EmbeddedBrokerError: _INTERNAL,
     errors.ServerBinaryError: _INTERNAL,
     errors.PortInUseError: _INTERNAL,

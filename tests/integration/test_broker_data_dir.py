@@ -52,7 +52,8 @@ async def test_two_brokers_never_share_a_data_directory(
         with pytest.raises(DataDirError) as caught:
             await open_and_close(any_ports)
     assert caught.value.path == str(any_ports.data_dir)
-    assert f"process {os.getpid()}, nats-server {broker.pid}" in str(caught.value)
+    holder = f"process {os.getpid()}, nats-server {broker.pid}"
+    assert f"is in use by another mesh ({holder})" in str(caught.value)
     assert "MESH_DATA_DIR" in str(caught.value)
     await open_and_close(any_ports)
 
@@ -123,7 +124,7 @@ async def test_the_server_never_outlives_its_parent(any_ports: Settings) -> None
 async def test_a_server_that_still_closes_its_streams_is_waited_for(
     any_ports: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server of a killed parent may take longer to close than a mesh that runs is waited for."""
+    """The server of a killed parent gets more time to close than a mesh that runs."""
     monkeypatch.setattr(module, "_LOCK_WAIT_S", 0.05)
     told: list[tuple[str, str]] = []
 

@@ -121,6 +121,9 @@ from pathlib import Path
 data_dir = Path(sys.argv[sys.argv.index("--ports_file_dir") + 1])
 
 class Monitor(BaseHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
     def do_GET(self):
         is_healthy = (data_dir / "healthy").exists()
         print("[1] [INF]", self.path, is_healthy, flush=True)

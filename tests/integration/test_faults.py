@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -19,6 +20,7 @@ from mesh.client import MeshClient, connect, open_client
 from mesh.connection import open_connection
 from mesh.directory import follow_directory
 from mesh.errors import BrokerUnreachableError, PublishRefusedError, StreamMissingError
+from mesh.history import read_history
 from mesh.provision import ensure_streams
 from mesh.runtime import AgentHost
 from mesh.settings import Settings
@@ -226,18 +228,11 @@ async def test_calls_survive_nine_kills_of_the_broker(
 
 async def _finals_by_call(url: str) -> dict[str, int]:
     """Count the terminal frames in the reply stream, by call."""
-    counts: dict[str, int] = {}
     async with open_connection(url, name="count") as connection:
-        jetstream = connection.client.jetstream()
-        frames = await jetstream.subscribe("agent.loader.reply.>", ordered_consumer=True)
-        pending = (await jetstream.stream_info("REPLY")).state.messages
-        for _ in range(pending):
-            message = await frames.next_msg(timeout=5)
-            headers = message.headers or {}
-            if headers.get("mesh-kind") in ("final", "error"):
-                call = headers["correlation_id"]
-                counts[call] = counts.get(call, 0) + 1
-    return counts
+        stored = await read_history(connection, "REPLY", "agent.loader.reply.>")
+    kinds = ("final", "error")
+    calls = [one.headers["correlation_id"] for one in stored if one.headers["mesh-kind"] in kinds]
+    return dict(Counter(calls))
 
 
 async def test_a_broker_without_a_mesh_is_told_as_that(

@@ -120,7 +120,7 @@ async def test_a_card_on_the_wrong_subject_is_refused(
         inbox = bare.new_inbox()
         answers = await bare.subscribe(inbox)
         await bare.publish(
-            f"registry.announce.{agent_id}",
+            f"registry.announce.{agent_id}.node1",
             json.dumps(body).encode(),
             headers={"reply_to": inbox, "content-type": "application/json"},
         )

@@ -17,7 +17,7 @@ FAMILY = """
 import os, signal, sys, time
 
 def leave(*_):
-    time.sleep(0.1)
+    time.sleep(0.3 if name == b"child" else 0)
     os.write(1, b"bye of the %s\\n" % name)
     os._exit(0)
 

@@ -137,7 +137,7 @@ async def test_chunks_pass_byte_by_byte() -> None:
         (b'{"messages": []}', "messages"),
         (b'{"messages": "hi"}', "messages"),
         (b'{"messages": [{"content": "hi"}]}', "messages.0.role"),
-        (b'{"messages": [{"role": "user", "content": 7}]}', "messages.0.content.str"),
+        (b'{"messages": [{"role": "user", "content": 7}]}', "messages.0.content"),
         (b'{"messages": [{"role": "user"}], "model": 7}', "model"),
         (b'{"messages": [{"role": "user"}], "stream": "maybe"}', "stream"),
         (b'{"messages": [{"role": "user"}], "n": 2}', "n"),

@@ -36,12 +36,14 @@ def test_no_builder_takes_a_bad_id(bad: str) -> None:
         subjects.inbox,
         lambda one: subjects.inbox("a", one) if one else subjects.inbox(one),
         subjects.bare_reply,
-        lambda one: subjects.reply(one, "i", "c"),
+        lambda one: subjects.reply(one, "i", "c", "b"),
+        lambda one: subjects.reply("a", "i", "c", one),
         lambda one: subjects.delivered(one, "i"),
         lambda one: subjects.event(one, "done"),
         lambda one: subjects.cancel(one, "c"),
-        subjects.announce,
-        subjects.announce_node,
+        lambda one: subjects.announce(one, "n"),
+        lambda one: subjects.announce("a", one),
+        lambda one: subjects.heartbeat(one, "i"),
         subjects.withdraw,
         subjects.lookup,
     )
@@ -61,10 +63,10 @@ def test_good_ids_become_one_token(good: str) -> None:
 def test_call_ids_are_one_token(bad: str) -> None:
     """Neither a call id nor an instance can add tokens or wildcards."""
     builders: tuple[Callable[[], str], ...] = (
-        lambda: subjects.reply("a", "i", bad),
-        lambda: subjects.reply("a", bad, "c"),
+        lambda: subjects.reply("a", "i", bad, "b"),
+        lambda: subjects.reply("a", bad, "c", "b"),
         lambda: subjects.cancel("a", bad),
-        lambda: subjects.heartbeat(bad),
+        lambda: subjects.heartbeat("n", bad),
     )
     for build in builders:
         with pytest.raises(InvalidInputError):
@@ -79,7 +81,7 @@ def test_only_reply_subjects_are_answered() -> None:
         *(
             "agent.a.inbox",
             "agent.a.reply.x",
-            "agent.a.reply.i.c.d",
+            "agent.a.reply.i.c.d.e",
             "agent.*.reply",
             "agent.a.reply.",
         ),

@@ -1,0 +1,126 @@
+"""The README is true: its agents run, its callers call, its tables are complete."""
+
+import asyncio
+import os
+import re
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from mesh.cli import app
+from mesh.settings import KNOWN_VARIABLES
+from tests.acceptance.conftest import ROOT, Mesh, clean_environ, running_mesh
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = {
+    found[1]: found[0]
+    for found in re.findall(r"```python\n(# (\w+\.py)\b.*?)```", README, re.DOTALL)
+}
+
+
+@dataclass(slots=True)
+class Workshop:
+    """A folder with the README's files in it, and the mesh they run on."""
+
+    mesh: Mesh
+    folder: Path
+
+    async def python(self, name: str) -> str:
+        """Run one of the files, and return what it prints."""
+        environ = {**self.mesh.environ, "PYTHONPATH": f"{self.folder}{os.pathsep}{ROOT}"}
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, str(self.folder / name)),
+            env=environ,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        output, _ = await asyncio.wait_for(process.communicate(), 30)
+        assert process.returncode == 0, output.decode()
+        return output.decode()
+
+
+@pytest.fixture(scope="module")
+async def workshop(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Workshop]:
+    """The README followed to the letter, but for the addresses: ours are free ports."""
+    folder = tmp_path_factory.mktemp("readme")
+    async with running_mesh(clean_environ(folder / "data")) as mesh:
+        for name, code in BLOCKS.items():
+            text = code.replace("nats://127.0.0.1:4222", mesh.nats_url)
+            (folder / name).write_text(text.replace("http://127.0.0.1:9102/v1", mesh.http_url))
+        environ = {"TEST_CWD": str(folder)}
+        async with (
+            mesh.start("run", "parrot:agent", "--node", "node1", **environ) as parrot,
+            mesh.start("run", "guide:agent", **environ) as guide,
+        ):
+            await parrot.says("agent parrot runs on node1")
+            await guide.says("agent guide runs")
+            yield Workshop(mesh, folder)
+
+
+async def test_the_first_agent_answers_all_three_ways(workshop: Workshop) -> None:
+    """By command, by subject and over HTTP, as the page shows it."""
+    done = await workshop.mesh.run("send", "parrot", "hello")
+    assert done.out == "You said: hello\n"
+    assert await workshop.python("by_subject.py") == "You said: hello\n"
+    assert await workshop.python("openai_client.py") == "You said: hello"
+
+
+async def test_the_curl_line_works(workshop: Workshop) -> None:
+    """Word for word, but for the port."""
+    found = re.search(r"\$ (curl .*?)\n\{", README, re.DOTALL)
+    assert found
+    line = found[1].replace("http://127.0.0.1:9102/v1", workshop.mesh.http_url)
+    process = await asyncio.create_subprocess_shell(line, stdout=asyncio.subprocess.PIPE)
+    output, _ = await process.communicate()
+    assert b'"content":"You said: hello"' in output
+
+
+async def test_the_guide_streams_and_asks_and_publishes(workshop: Workshop) -> None:
+    """The longer agent does what its comments say."""
+    output = await workshop.python("ask.py")
+    assert re.fullmatch(
+        r"You said: hello\nclient asks, \d+ s are left\. You said: a nested call", output
+    )
+
+
+async def test_the_faststream_example_is_an_agent(workshop: Workshop) -> None:
+    """A plain FastStream application with `attach`, run as an application is run."""
+    runner = workshop.folder / "run_fast.py"
+    runner.write_text("import asyncio\nfrom fast import app\nasyncio.run(app.run())\n")
+    environ = {**workshop.mesh.environ, "PYTHONPATH": f"{workshop.folder}{os.pathsep}{ROOT}"}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(runner), env=environ, stderr=asyncio.subprocess.DEVNULL
+    )
+    try:
+        for _ in range(50):
+            done = await workshop.mesh.run("send", "fast", "hello", "--timeout", "5")
+            if done.code == 0:
+                break
+            await asyncio.sleep(0.1)
+        assert re.fullmatch(r"read \d+ bytes\n", done.out), done
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+def test_every_example_is_tested() -> None:
+    """A new example needs a test here."""
+    assert set(BLOCKS) == {
+        *("parrot.py", "guide.py", "ask.py", "by_subject.py", "openai_client.py", "fast.py")
+    }
+
+
+def test_every_setting_is_in_the_table() -> None:
+    """No variable is secret, and none is invented."""
+    table = README.partition("## Settings")[2].partition("\n## ")[0]
+    assert set(re.findall(r"MESH_[A-Z_]+", table)) == set(KNOWN_VARIABLES)
+
+
+def test_every_command_is_in_the_table() -> None:
+    """The list of commands is the real one."""
+    table = README.partition("## Commands")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`mesh ([a-z]+)", table))
+    assert named == {command.name for command in app.registered_commands}

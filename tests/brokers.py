@@ -1,0 +1,48 @@
+"""What the tests of the embedded broker share: settings, ports, and programs in its place."""
+
+import asyncio
+import json
+import socket
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from mesh.broker import embedded_broker, find_server
+from mesh.settings import Settings
+
+NATS_SERVER = find_server(Settings())
+
+
+def own_settings(data_dir: Path, server: str = "") -> Settings:
+    """Return settings for a broker on any free ports."""
+    return Settings(nats_server=server, nats_port=0, nats_monitor_port=0, data_dir=data_dir)
+
+
+def free_port() -> int:
+    """Return a port on which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wrapper(path: Path, script: str) -> str:
+    """Write a script that stands for nats-server, but for `-v`, which it passes on."""
+    path.write_text(f'#!/bin/sh\n[ "$1" = -v ] && exec {NATS_SERVER} -v\n{script}\n')
+    path.chmod(0o755)
+    return str(path)
+
+
+async def varz(monitor_url: str) -> Any:
+    """Return what a server tells of itself."""
+
+    def get() -> Any:
+        with urllib.request.urlopen(f"{monitor_url}/varz", timeout=5) as answer:
+            return json.load(answer)
+
+    return await asyncio.to_thread(get)
+
+
+async def open_and_close(settings: Settings) -> None:
+    """Run a broker for a moment."""
+    async with embedded_broker(settings):
+        pass
