@@ -1,0 +1,133 @@
+"""Three agents on two hosts behind the account boundary, and what attacks on them try.
+
+The tests that use it log in as a person, as the control plane, or as the attacker.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import nats.errors
+from nats.aio.client import Client
+
+from mesh import Agent, CallContext, ChatRequest, registry, streams
+from mesh.connection import Connection, open_connection
+from mesh.events import Event
+from mesh.runtime import AgentHost
+from tests.accounts.server import Accounts
+from tests.conftest import until
+
+CALM_S: Final = 0.5
+"""How long an attack is given to have an effect. Everything legitimate takes milliseconds."""
+
+PULL_INBOX: Final = "$JS.API.CONSUMER.MSG.NEXT.INBOX"
+DIRECT_REGISTRY: Final = "$JS.API.DIRECT.GET.KV_registry"
+
+TARGETS: Final = (
+    "$JS.API.STREAM.PURGE.INBOX",
+    "$JS.API.STREAM.DELETE.INBOX",
+    "$JS.API.CONSUMER.DELETE.INBOX.b",
+    "$KV.registry.agent.b",
+    "agent.b.inbox",
+    "registry.withdraw.b",
+    "dead.b",
+)
+"""Where an attacker would like the answer to its request to go."""
+
+DENIED: Final = (
+    "$JS.API.STREAM.PURGE.INBOX",
+    "$JS.API.STREAM.MSG.GET.REPLY",
+    "$JS.API.CONSUMER.MSG.NEXT.INBOX.b",
+    "$JS.API.CONSUMER.MSG.NEXT.INBOX.*",
+    "$JS.API.CONSUMER.MSG.NEXT.EVENT.b@on=a=done",
+    "$JS.API.CONSUMER.CREATE.REPLY.x.agent.c.reply.>",
+    "$JS.API.DIRECT.GET.REPLY.agent.ann.reply.>",
+    "$JS.API.DIRECT.GET.REPLY.agent.*.reply.>",
+    "$JS.API.DIRECT.GET.REPLY.agent.*.reply.*.*.b",
+    "$JS.API.DIRECT.GET.REPLY.agent.*.reply.*.*.*",
+    "$JS.API.DIRECT.GET.REPLY.>",
+    "$KV.registry.agent.b",
+    "agent.b.event.done",
+    "agent.b.reply",
+    "agent.ann.reply.i.c.b",
+    "registry.announce.b.node2",
+    "registry.announce.c.node1",
+    "registry.withdraw.b",
+    "registry.heartbeat.node1.x",
+    "registry.event.agent.b",
+    "delivered.ann.reply.i.c.b",
+    "dead.b",
+)
+"""What the attacker has no right to publish."""
+
+
+class Mesh:
+    """Three agents on two hosts, a client, and what they saw."""
+
+    def __init__(self, accounts: Accounts) -> None:
+        self.accounts = accounts
+        self.events: list[Any] = []
+        self.traces: list[str] = []
+        self.runs: list[str] = []
+        self.a, self.b, self.c = Agent("a"), Agent("b"), Agent("c")
+        self._tell()
+
+    def _tell(self) -> None:
+        @self.a.chat
+        async def stream(request: ChatRequest) -> AsyncIterator[str]:
+            for word in request.last_text.split():
+                yield f"{word} "
+
+        @self.b.chat
+        async def repeat(request: ChatRequest, context: CallContext) -> str:
+            self.runs.append(context.id)
+            self.traces.append(context.lineage.trace_id)
+            return f"b on {context.source_agent}: {request.last_text}"
+
+        @self.b.on("a.done")
+        async def on_done(event: Event) -> None:
+            self.events.append(event.json())
+
+        @self.c.chat
+        async def ask_on(request: ChatRequest, context: CallContext) -> str:
+            return f"c heard {(await context.ask('b', request.last_text)).text}"
+
+
+@asynccontextmanager
+async def host(accounts: Accounts, user: str, node: str, *agents: Agent) -> AsyncIterator[None]:
+    """Run agents as `user`."""
+    settings = accounts.settings(user, node)
+    async with open_connection(settings.nats_url, name=user) as connection:
+        running = AgentHost(connection, agents, node=node, settings=settings)
+        stop = asyncio.Event()
+        task = asyncio.create_task(running.run(stop))
+        try:
+            await until(running.ready.is_set)
+            yield
+        finally:
+            stop.set()
+            await task
+
+
+async def answered(client: Client, subject: str, body: bytes = b"") -> bytes | None:
+    """Return what a request brings, or None when it is denied or nobody answers."""
+    try:
+        return (await client.request(subject, body, timeout=CALM_S)).data
+    except nats.errors.Error:
+        return None
+
+
+async def canaries(core: Connection) -> dict[str, int]:
+    """Return what an attack would change: messages per stream, and the revision of a card."""
+    manager = core.client.jsm()
+    found = {str(one.config.name): one.state.messages for one in await manager.streams_info()}
+    card = await manager.get_msg(streams.REGISTRY, subject=f"{registry.KEY_PREFIX}agent.b")
+    watched = (streams.INBOX, streams.REPLY, streams.CONTROL, streams.DEAD, streams.REGISTRY)
+    return {**{name: found[name] for name in watched}, "card": card.seq or 0}
+
+
+async def is_idle(core: Connection, durable: str, stream: str = streams.INBOX) -> bool:
+    """Tell whether everything for a durable was delivered and settled."""
+    info = await core.client.jsm().consumer_info(stream, durable)
+    return not info.num_pending and not info.num_ack_pending
