@@ -42,6 +42,11 @@ GRACE_HEARTBEATS: Final = 1.5
 """After a start, every live host must have had the time to say so before silence means dead."""
 
 
+REIGN_HEARTBEATS: Final = 1.5
+"""A registrar that dies must be gone before the first process whose heartbeats it no longer
+writes: three heartbeats less the one it may just have missed."""
+
+
 class Registrar:
     """Writes the registry, and reads it from memory."""
 
@@ -118,10 +123,12 @@ class Registrar:
         """
         if self._directory.placements():
             await asyncio.sleep(self._settings.heartbeat_s * GRACE_HEARTBEATS)
+        key = registry.instance_key(self._instance.instance)
+        ttl_s = self._settings.heartbeat_s * REIGN_HEARTBEATS
         while True:
             try:
                 await self._put_node(self._instance)
-                await self._put_instance(self._instance)
+                await self._put(key, self._instance, ttl_s=ttl_s)
                 await self.sweep()
             except MeshError as error:
                 logger.warning("the registry cannot be written: %s", error)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -178,3 +179,53 @@ async def test_the_directory_of_a_command_is_the_same(
         assert loaded.agent(agent_id) == directory.agent(agent_id)
         with pytest.raises(AgentNotFoundError):
             loaded.agent(f"{agent_id}-x")
+
+
+async def test_a_dead_registrar_makes_nobody_offline(
+    agent_id: str, bare: Client, running: Running, directory: Directory
+) -> None:
+    """From its kill on, what it can no longer know is unknown: never, for a moment, offline."""
+    states: list[str] = []
+
+    async def watch() -> None:
+        while True:
+            states.append(directory.agent(agent_id).state)
+            await asyncio.sleep(0.005)
+
+    async with running(echo(agent_id)) as host:
+        lifetimes = await lifetimes_s(bare, directory, host.instance.instance)
+        assert lifetimes[Role.REGISTRAR] <= lifetimes[Role.HOST] - HEARTBEAT_S
+        for pause_s in (0.0, 0.25, 0.4):
+            # The moment of death, between two heartbeats, must not matter.
+            await until(lambda: directory.is_authoritative, within_s=5)
+            await asyncio.sleep(pause_s)
+            watching = asyncio.create_task(watch())
+            async with paused_registrars(directory):
+                await until(lambda: directory.agent(agent_id).state == "unknown", within_s=5)
+                watching.cancel()
+        assert set(states) == {"online", "unknown"}
+        await until(lambda: directory.agent(agent_id).state == "online", within_s=5)
+
+
+async def lifetimes_s(bare: Client, directory: Directory, host: str) -> dict[Role, int]:
+    """How long the key of a registrar, and of one host, lives without being written again."""
+    found = {}
+    for one in directory.instances():
+        if one.role is Role.REGISTRAR or one.instance == host:
+            key = f"$KV.registry.instance.{one.instance}"
+            message = await bare.jsm().get_last_msg("KV_registry", key)
+            found[one.role] = int((message.headers or {})["Nats-TTL"])
+    return found
+
+
+@asynccontextmanager
+async def paused_registrars(directory: Directory) -> AsyncIterator[None]:
+    """Stop every registrar as a dead one is stopped: at once, without a word."""
+    pids = [one.pid for one in directory.instances() if one.role is Role.REGISTRAR]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
