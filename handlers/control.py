@@ -14,7 +14,7 @@ from nats.aio.client import Client
 
 from handlers.dead_letters import Undertaker
 from handlers.registrar import Registrar
-from handlers.registrar import router as registrar_router
+from handlers.registry import router as registry_router
 from handlers.watchdog import Watchdog
 from mesh.background import BackgroundTasks
 from mesh.connection import PING_INTERVAL_S, Connection
@@ -47,7 +47,7 @@ def create_app(
         max_outstanding_pings=2,
         drain_timeout=3,
         reconnected_cb=control.reconnected,
-        routers=(registrar_router,),
+        routers=(registry_router,),
         logger=logging.getLogger("mesh.faststream"),
         log_level=logging.DEBUG,
     )

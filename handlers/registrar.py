@@ -1,27 +1,22 @@
 """The registrar: the only writer of the registry, and the maker of mailboxes.
 
-Takes announcements, withdrawals and heartbeats, answers look-ups, and sweeps what has died. The
-data path does not need it: with no registrar alive, liveness is unknown and calls go on.
+Believes an announcement or a heartbeat only from the node that its subject names, and sweeps what
+has died. The data path does not need it: with no registrar alive, liveness is unknown and calls go
+on. What it is asked on NATS stands in `handlers.registry`.
 """
 
 import asyncio
 import datetime
 import logging
-from typing import Annotated, Any, Final
+from typing import Final
 
-from faststream import AckPolicy, BaseMiddleware, Context, ExceptionMiddleware, Path
-from faststream.nats import JStream, NatsMessage, NatsRouter, PullSub
-from pydantic import ValidationError
-
-from mesh import headers as h
-from mesh import registry, streams, subjects
+from mesh import registry, streams
 from mesh.connection import Connection
 from mesh.directory import Directory
 from mesh.errors import MeshError
 from mesh.provision import ensure_consumer
 from mesh.settings import Settings
 from schemas.base import WireModel
-from schemas.frame import ErrorBody, ErrorDetail
 from schemas.registry import (
     AgentRecord,
     AgentView,
@@ -66,9 +61,9 @@ class Registrar:
         """Make an agent's mailbox, then show the agent."""
         card, instance = announcement.card, announcement.instance
         if card.id != agent:
-            return _refusal("card_refused", f"a card of {card.id!r} on the subject of {agent!r}")
-        if refusal := self._refuse_foreign(node, instance):
-            return refusal
+            return refusal("card_refused", f"a card of {card.id!r} on the subject of {agent!r}")
+        if refused := self._refuse_foreign(node, instance):
+            return refused
         await self._make_mailbox(announcement)
         await self._put_node(instance)
         await self._put(registry.agent_key(agent), self._record(announcement))
@@ -88,8 +83,8 @@ class Registrar:
     async def heartbeat(self, node: str, heartbeat: Heartbeat) -> Receipt:
         """Keep a process alive, and tell it when its placements have been forgotten."""
         instance = heartbeat.instance
-        if refusal := self._refuse_foreign(node, instance):
-            return refusal
+        if refused := self._refuse_foreign(node, instance):
+            return refused
         if heartbeat.leaving:
             await self.forget(instance.instance)
             await self._delete(registry.instance_key(instance.instance))
@@ -142,9 +137,9 @@ class Registrar:
         """A node speaks for its own processes only. The broker proves the subject's node."""
         others = (one for one in self._directory.instances() if one.node != node)
         if instance.node != node or any(one.instance == instance.instance for one in others):
-            return _refusal("card_refused", f"the instance is not one of node {node!r}")
+            return refusal("card_refused", f"the instance is not one of node {node!r}")
         if instance.role is Role.REGISTRAR:
-            return _refusal("card_refused", "a registrar does not announce itself")
+            return refusal("card_refused", "a registrar does not announce itself")
         return None
 
     def lookup(self, agent: str) -> AgentView:
@@ -200,115 +195,6 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def _refusal(code: str, message: str) -> Receipt:
+def refusal(code: str, message: str) -> Receipt:
+    """Tell an announcer that, and why, it is not believed."""
     return Receipt(ok=False, code=code, message=message)
-
-
-failures = ExceptionMiddleware()
-
-
-@failures.add_handler(ValidationError, publish=True)
-def refuse_body(error: ValidationError) -> Receipt:
-    """Tell a caller whose message does not fit its model."""
-    first = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    return _refusal("protocol", f"{place}: {first['msg']}")
-
-
-class OwnReplies(BaseMiddleware):
-    """Answers announcements only where the announcer itself is answered.
-
-    FastStream publishes a handler's return value wherever a `reply_to` header says, with the
-    registrar's rights: `$KV.registry.victim` would do.
-    """
-
-    async def consume_scope(self, call_next: Any, msg: Any) -> Any:
-        """Forget a `reply_to` header that points elsewhere."""
-        reply_to = msg.headers.get(h.REPLY_TO)
-        if reply_to and not (
-            subjects.is_inbox_reply(reply_to)
-            or subjects.is_reply_to(reply_to, msg.path.get("agent", ""))
-        ):
-            logger.warning("refused to answer on %r", reply_to[:120])
-            msg.reply_to = ""
-        return await call_next(msg)
-
-
-router = NatsRouter(middlewares=(failures, OwnReplies))
-RegistrarInstance = Annotated[Registrar, Context("registrar")]
-PULL_TIMEOUT_S: Final = 5.0
-"""A pull that a broker restart has swallowed is noticed no sooner."""
-
-_CONTROL: Final = JStream(streams.CONTROL, declare=False)
-_PULL: Final = PullSub(batch_size=1, timeout=PULL_TIMEOUT_S)
-
-
-# The durables are ours (`mesh.streams`); FastStream binds to them as they are.
-
-
-@router.subscriber(
-    "registry.announce.{agent}.{node}",
-    stream=_CONTROL,
-    durable=streams.REGISTRAR_ANNOUNCE,
-    pull_sub=_PULL,
-    ack_policy=AckPolicy.NACK_ON_ERROR,
-)
-async def on_announce(
-    announcement: Announcement,
-    registrar: RegistrarInstance,
-    agent: Annotated[str, Path()],
-    node: Annotated[str, Path()],
-) -> Receipt:
-    """A host announces an agent."""
-    return await registrar.announce(agent, node, announcement)
-
-
-@router.subscriber(
-    "registry.withdraw.{agent}",
-    stream=_CONTROL,
-    durable=streams.REGISTRAR_WITHDRAW,
-    pull_sub=_PULL,
-    ack_policy=AckPolicy.NACK_ON_ERROR,
-)
-async def on_withdraw(
-    withdrawal: Withdrawal, registrar: RegistrarInstance, agent: Annotated[str, Path()]
-) -> None:
-    """A host stops an agent."""
-    await registrar.withdraw(agent, withdrawal)
-
-
-@router.subscriber("registry.heartbeat.{node}.{instance}", queue="registrar")
-async def on_heartbeat(
-    heartbeat: Heartbeat, registrar: RegistrarInstance, node: Annotated[str, Path()]
-) -> Receipt:
-    """A process is alive, or leaves."""
-    return await registrar.heartbeat(node, heartbeat)
-
-
-@router.subscriber("registry.get.{agent}", queue="registrar")
-async def on_lookup(
-    registrar: RegistrarInstance, agent: Annotated[str, Path()]
-) -> AgentView | ErrorBody:
-    """Anybody asks about one agent."""
-    try:
-        return registrar.lookup(agent)
-    except MeshError as error:
-        return ErrorBody(
-            error=ErrorDetail(code=error.code, message=error.message, fields=error.fields)
-        )
-
-
-@router.subscriber(subjects.REGISTRY_LIST, queue="registrar")
-async def on_list(registrar: RegistrarInstance) -> RegistryView:
-    """Anybody asks for the whole registry."""
-    return registrar.list()
-
-
-@router.subscriber(subjects.ALL_INSTANCE_EVENTS)
-async def on_instance_event(message: NatsMessage, registrar: RegistrarInstance) -> None:
-    """A process has expired: what it hosted is nowhere now."""
-    subject = message.raw_message.subject
-    key = subject.removeprefix(registry.EVENT_PREFIX)
-    entry = registry.Entry.read(key, message.headers, message.body, 0)
-    if entry.value is None:
-        await registrar.forget(key.partition(".")[2])
