@@ -179,7 +179,7 @@ class MeshClient:
         self, call: Call, content_type: str, node: str | None, lineage: Lineage, source: Caller
     ) -> dict[str, str]:
         # Never the call's id: whoever knows that can answer the call.
-        trace_id = lineage.trace_id or uuid4().hex
+        trace_id = lineage.trace_id or os.urandom(16).hex()
         headers = {
             h.REPLY_TO: call.reply_subject,
             h.CORRELATION_ID: call.id,

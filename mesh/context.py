@@ -25,8 +25,11 @@ class CallContext:
     source_node: str
     attempt: int
     """1, or more when an earlier attempt died."""
-    lineage: Lineage
-    open_client: Callable[[], Awaitable[MeshClient]]
+    hops: tuple[str, ...]
+    """The agents above this one."""
+    traceparent: str
+    open_client: Callable[[str], Awaitable[MeshClient]]
+    """Gives the client with which this process calls as an agent."""
     deadline: float | None = None
     """By the event loop's clock; None when the caller named none."""
     cancelled: bool = False
@@ -81,5 +84,12 @@ class CallContext:
         if limit_s <= 0:
             raise CallTimeoutError("no time is left to ask another agent", timeout_s=0)
         body = encode_question(agent, question, stream=stream)
-        client = await self.open_client()
-        return await client.start(agent, body, node=node, timeout_s=limit_s, lineage=self.lineage)
+        client = await self.open_client(self.agent)
+        lineage = Lineage((*self.hops, self.agent), _trace_id(self.traceparent))
+        return await client.start(agent, body, node=node, timeout_s=limit_s, lineage=lineage)
+
+
+def _trace_id(traceparent: str) -> str:
+    """Read a W3C traceparent; what is malformed begins a new trace."""
+    parts = traceparent.split("-")
+    return parts[1] if len(parts) == 4 and len(parts[1]) == 32 else ""

@@ -9,7 +9,6 @@ import nats.errors
 from mesh import codec
 from mesh.agent import Handler
 from mesh.background import BackgroundTasks
-from mesh.callers import Lineage
 from mesh.context import CallContext
 from mesh.delivery import Delivery
 from mesh.execution import Place
@@ -113,6 +112,7 @@ class EventWorker:
             source_agent=event.source,
             source_node="",
             attempt=event.attempt,
-            lineage=Lineage(hops=(self._agent_id,)),
-            open_client=lambda: self._place.open_client(self._agent_id),
+            hops=(),
+            traceparent="",
+            open_client=self._place.open_client,
         )

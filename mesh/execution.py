@@ -16,7 +16,6 @@ from typing import Final
 from mesh import codec
 from mesh import headers as h
 from mesh.agent import Agent, Handler
-from mesh.callers import Lineage
 from mesh.client import MeshClient
 from mesh.clock import BrokerClock
 from mesh.completions import ChunkWriter, completion
@@ -162,8 +161,9 @@ class Execution:
             source_agent=question.source_agent or headers.source_agent,
             source_node=headers.source_node,
             attempt=delivery.attempt,
-            lineage=Lineage((*headers.hops, agent), _trace_id(headers)),
-            open_client=lambda: self._place.open_client(agent),
+            hops=headers.hops,
+            traceparent=headers.traceparent,
+            open_client=self._place.open_client,
             deadline=None if left_s is None else loop.time() + left_s,
         )
 
@@ -235,8 +235,3 @@ def _timeout(agent: str, error: TimeoutError, headers: h.RequestHeaders) -> Call
     return CallTimeoutError(
         f"agent {agent!r} was stopped at the deadline of {timeout_s:g} s", timeout_s=timeout_s
     )
-
-
-def _trace_id(headers: h.RequestHeaders) -> str:
-    parts = headers.traceparent.split("-")
-    return parts[1] if len(parts) == 4 and len(parts[1]) == 32 else ""

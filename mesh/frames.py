@@ -16,7 +16,7 @@ from schemas.frame import ErrorBody, ErrorDetail, FrameKind
 _PUB_ACK_FIELDS: Final = {"stream", "seq", "duplicate", "domain"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Frame:
     """One message of an answer."""
 

@@ -58,7 +58,7 @@ def encoded_size(headers: Mapping[str, str]) -> int:
     return len("NATS/1.0\r\n") + pairs + len("\r\n")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RequestHeaders:
     """What a request says in its headers. All of it may be missing, and none is trusted."""
 

@@ -16,7 +16,7 @@ from mesh.errors import AckLostError, MailboxFullError, MeshError, PublishRefuse
 from mesh.publisher import MAILBOX_FULL, PubAck, Publisher
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request:
     """A message for a mailbox."""
 

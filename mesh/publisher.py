@@ -41,7 +41,7 @@ MAILBOX_FULL: Final = 10077
 """JetStream error code: maximum messages (of this subject) exceeded."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PubAck:
     """JetStream has stored the message."""
 
@@ -180,7 +180,7 @@ class Publisher:
             _fail(waiting.future, outcome)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Waiting:
     future: "asyncio.Future[PubAck]"
     sent_at: float

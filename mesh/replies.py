@@ -26,7 +26,7 @@ REREAD_AFTER_S: Final = REPLY_DEDUPE_S - 20.0
 """A handler that ran longer looks into the ledger again: dedupe may have forgotten the call."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ReplyAddress:
     """Where the answer of one call goes, and what stands on every frame of it."""
 

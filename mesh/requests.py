@@ -18,7 +18,7 @@ from schemas.base import is_id
 from schemas.chat import ChatRequest
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Question:
     """What is asked."""
 

@@ -136,5 +136,5 @@ class AgentWorker:
         self._pulls[Share.SHARED].want(self._slots - self._taken[Share.SHARED])
         # Nobody else can take pinned work, so one message may wait here for a slot.
         free = self._slots - self._running
-        is_waiting = any(one.share is Share.PINNED for one in self._held)
+        is_waiting = bool(self._held) and any(one.share is Share.PINNED for one in self._held)
         self._pulls[Share.PINNED].want(0 if is_waiting else max(1, free))
