@@ -383,10 +383,11 @@ async def test_a_full_mailbox_is_told_at_once(
 
 
 async def test_bad_questions_are_refused_before_they_are_sent(
-    agent_id: str, running: Running, client: MeshClient
+    agent_id: str, running: Running, client: MeshClient, bare: Client
 ) -> None:
     """Bad ids, empty messages, impossible deadlines and sizes: a typed error each, link intact."""
     async with running(echo(agent_id)):
+        before = (await bare.jsm().stream_info("INBOX")).state.last_seq
         for bad in ("a.b", "*", ">", "a b", "a\n", "", "a" * 33, "A", "ä", "-a", "../x"):
             with pytest.raises(InvalidIdError):
                 await client.ask(bad, "x")
@@ -403,6 +404,8 @@ async def test_bad_questions_are_refused_before_they_are_sent(
         with pytest.raises(AgentNotFoundError) as unknown:
             await client.ask(f"{agent_id}x", "x")
         assert agent_id in unknown.value.fields["suggestions"]
+        after = (await bare.jsm().stream_info("INBOX")).state.last_seq
+        assert after == before, "something bad was stored"
         assert (await client.ask(agent_id, "still here")).text == "You said: still here"
 
 
