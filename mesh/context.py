@@ -42,6 +42,11 @@ class CallContext:
             return h.MAX_TIMEOUT_S
         return max(0.0, self.deadline - asyncio.get_running_loop().time())
 
+    @property
+    def lineage(self) -> Lineage:
+        """What a nested call is told of this one."""
+        return Lineage((*self.hops, self.agent), _trace_id(self.traceparent))
+
     async def ask(
         self,
         agent: str,
@@ -85,8 +90,7 @@ class CallContext:
             raise CallTimeoutError("no time is left to ask another agent", timeout_s=0)
         body = encode_question(agent, question, stream=stream)
         client = await self.open_client(self.agent)
-        lineage = Lineage((*self.hops, self.agent), _trace_id(self.traceparent))
-        return await client.start(agent, body, node=node, timeout_s=limit_s, lineage=lineage)
+        return await client.start(agent, body, node=node, timeout_s=limit_s, lineage=self.lineage)
 
 
 def _trace_id(traceparent: str) -> str:
