@@ -1,5 +1,6 @@
 """Events on the agent's side: one durable subscription, and the handler behind it."""
 
+import asyncio
 import logging
 from dataclasses import dataclass
 from typing import Any, Final
@@ -19,6 +20,7 @@ from mesh.streams import ACK_BACKOFF_S, EVENT, event_durable
 logger = logging.getLogger(__name__)
 
 SLOTS: Final = 8
+TICK_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,10 @@ class EventWorker:
     async def stop(self, grace_s: float) -> None:
         """Stop pulling, and let running handlers finish for `grace_s`."""
         await self._pull.stop()
-        await self._tasks.join(grace_s)
+        deadline = asyncio.get_running_loop().time() + grace_s
+        while self._running and (left_s := deadline - asyncio.get_running_loop().time()) > 0:
+            await self._tasks.join(min(left_s, TICK_S))
+            await self.tick()
         await self._tasks.cancel()
 
     async def tick(self) -> None:

@@ -56,13 +56,16 @@ class PullLoop:
         self._connection.on_reconnect(self.restart)
 
     async def stop(self) -> None:
-        """Give up the subscription. What was delivered before still has to be settled."""
+        """Give up the subscription. What was delivered before still has to be settled.
+
+        What is on its way is still heard: unheard, it would wait for its ack_wait.
+        """
         self._wanted = 0
         self._connection.drop_hook(self.restart)
         await self._tasks.cancel()
         if self._subscription is not None:
             subscription, self._subscription = self._subscription, None
-            await _unsubscribe(subscription)
+            await _drain(subscription)
 
     async def restart(self) -> None:
         """Start again on a fresh inbox."""
@@ -144,6 +147,13 @@ class PullLoop:
         await asyncio.sleep(RETRY_S)
         self._outstanding = 0
         self._top_up()
+
+
+async def _drain(subscription: Subscription) -> None:
+    try:
+        await subscription.drain()  # type: ignore[no-untyped-call]
+    except nats.errors.Error as error:
+        logger.debug("not drained: %s", error)
 
 
 async def _unsubscribe(subscription: Subscription) -> None:

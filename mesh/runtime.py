@@ -89,13 +89,17 @@ class AgentHost:
             directory = await self._stack.enter_async_context(follow_directory(self._connection))
             place = self._place(directory)
             self._connection.on_reconnect(self._reconnected)
+            # It beats until the last call is done: a host that drains is not dead.
+            heart = asyncio.create_task(self._beat())
             try:
                 await self._serve_until(stop, place, directory)
             except* MeshError as failures:
                 raise failures.exceptions[0] from None
             finally:
                 self._connection.drop_hook(self._reconnected)
-                await self._leave(grace_s)
+                await self._finish(grace_s)
+                heart.cancel()
+                await self._leave()
         if self._connection.closed.is_set() and not stop.is_set():
             raise BrokerUnreachableError("the connection to the broker is closed for good")
 
@@ -177,15 +181,7 @@ class AgentHost:
             await self._announce(agent)
 
     async def _watch(self, stop: asyncio.Event, serving: list["asyncio.Task[None]"]) -> None:
-        """Beat, tick, and end the group when it is time to stop."""
-        heart = asyncio.create_task(
-            beat_forever(
-                self._connection,
-                self.instance,
-                interval_s=self._settings.heartbeat_s,
-                on_forgotten=self._announce_again,
-            )
-        )
+        """Tick, and end the group when it is time to stop."""
         self._tasks.start(self._set_ready(serving))
         ends = [asyncio.create_task(one.wait()) for one in (stop, self._connection.closed)]
         try:
@@ -194,7 +190,7 @@ class AgentHost:
                 for worker in list(self._workers):
                     await worker.tick()
         finally:
-            for task in (heart, *ends, *serving):
+            for task in (*ends, *serving):
                 task.cancel()
 
     async def _set_ready(self, serving: list["asyncio.Task[None]"]) -> None:
@@ -205,12 +201,23 @@ class AgentHost:
     async def _reconnected(self) -> None:
         self._clock.reset()
 
-    async def _leave(self, grace_s: float) -> None:
-        """Finish what runs, tell the registry, and let go."""
+    async def _beat(self) -> None:
+        await beat_forever(
+            self._connection,
+            self.instance,
+            interval_s=self._settings.heartbeat_s,
+            on_forgotten=self._announce_again,
+        )
+
+    async def _finish(self, grace_s: float) -> None:
+        """Pull nothing more, and let what runs come to its end."""
         await asyncio.gather(*(worker.stop(grace_s) for worker in self._workers))
         await self._tasks.cancel()
         for agent in self._agents:
             agent.bind(None)
+
+    async def _leave(self) -> None:
+        """Tell the registry."""
         if not self._connection.client.is_connected:
             return
         try:

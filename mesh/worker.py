@@ -23,6 +23,7 @@ from mesh.streams import INBOX, pinned_durable
 
 logger = logging.getLogger(__name__)
 
+TICK_S: Final = 1.0
 RENEW_AFTER_S: Final = 3.0
 """Well inside the ack_wait of 10 s, which is the first step of the back-off."""
 
@@ -81,7 +82,8 @@ class AgentWorker:
             await pull.stop()
         deadline = asyncio.get_running_loop().time() + grace_s
         while self._open and (left_s := deadline - asyncio.get_running_loop().time()) > 0:
-            await self._tasks.join(left_s)
+            await self._tasks.join(min(left_s, TICK_S))
+            await self.tick()
         if self._open:
             logger.warning("%s: %d calls go to another instance", self.agent.id, len(self._open))
         await self._tasks.cancel()

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 
 from mesh import Agent, CallContext, ChatDelta, ChatReply, ChatRequest, Usage
 from mesh.client import MeshClient, Question
@@ -426,3 +427,28 @@ async def test_the_largest_message_that_fits_is_answered(
         with pytest.raises(PayloadTooLargeError):
             await client.ask(agent_id, "too much")
         assert (await client.ask(agent_id, "xx")).text == "2"
+
+
+async def test_a_host_that_drains_keeps_its_work(
+    agent_id: str, running: Running, client: MeshClient, bare: Client
+) -> None:
+    """Told to stop, it renews what it works on, and stays online until that is answered."""
+    agent, started, renewals = Agent(agent_id), asyncio.Event(), 0
+
+    @agent.chat
+    async def answer(request: ChatRequest) -> str:
+        started.set()
+        await asyncio.sleep(4.5)
+        return "finished"
+
+    async def on_ack(message: Msg) -> None:
+        nonlocal renewals
+        renewals += message.data == b"+WPI"
+
+    await bare.subscribe(f"$JS.ACK.INBOX.{agent_id}.>", cb=on_ack)
+    async with running(agent, grace_s=10):
+        asking = asyncio.create_task(client.ask(agent_id, "x"))
+        await started.wait()
+    # Stopped by now, and not before the answer was stored.
+    assert (await asking).text == "finished"
+    assert renewals >= 1
