@@ -18,7 +18,13 @@ from mesh import headers as h
 from mesh import streams, subjects
 from mesh.connection import Connection
 from mesh.directory import Directory
-from mesh.errors import AgentNotFoundError, InvalidInputError, TransportError
+from mesh.errors import (
+    AgentNotFoundError,
+    InvalidInputError,
+    MeshError,
+    PayloadTooLargeError,
+    TransportError,
+)
 from mesh.replies import ReplyAddress, ReplyWriter
 from mesh.settings import Settings
 from schemas.base import is_id
@@ -26,6 +32,7 @@ from schemas.base import is_id
 logger = logging.getLogger(__name__)
 
 UNKNOWN_AGENT: Final = "unknown_agent"
+CUT: Final = 1_000_000
 BATCH: Final = 200
 """Messages of one subject that one scan moves at most: a flood must not stop the rest."""
 
@@ -45,7 +52,7 @@ class Undertaker:
             await asyncio.sleep(self._grace_s / 2)
             try:
                 await self.scan()
-            except (nats.errors.Error, TransportError) as error:
+            except (nats.errors.Error, MeshError) as error:
                 logger.warning("the scan for dead letters failed: %s", error)
 
     async def scan(self) -> int:
@@ -68,19 +75,28 @@ class Undertaker:
         return self._directory.agent_record(subjects.parse_inbox(subject).agent) is not None
 
     async def _bury_all(self, manager: JetStreamManager, subject: str) -> int:
-        for moved in range(BATCH):
+        moved, sequence = 0, 1
+        for _ in range(BATCH):
             try:
-                message = await manager.get_msg(streams.INBOX, seq=1, next=True, subject=subject)
+                message = await manager.get_msg(
+                    streams.INBOX, seq=sequence, next=True, subject=subject
+                )
             except NotFoundError:
                 return moved
-            await self._bury(manager, message)
-        return BATCH
+            sequence = int(message.seq or 0) + 1
+            # The broker takes a publish to the literal `agent.*.inbox`, and then this look-up
+            # matches everybody's messages.
+            if message.subject == subject and not self._is_known(subject):
+                await self._bury(manager, message)
+                moved += 1
+        return moved
 
     async def _bury(self, manager: JetStreamManager, message: RawStreamMsg) -> None:
         """Copy, tell the caller, delete: in this order nothing is lost by a crash between."""
         subject, sequence = str(message.subject), int(message.seq or 0)
         agent = subjects.parse_inbox(subject).agent
-        found = message.headers or {}
+        # nats-py gives a non-ASCII value as an `email.header.Header`.
+        found = {name: str(value) for name, value in (message.headers or {}).items()}
         kept = {name: found[name] for name in _KEPT if name in found}
         headers = {
             **kept,
@@ -90,7 +106,12 @@ class Undertaker:
             h.MSG_ID: f"dead.{streams.INBOX}.{sequence}",
         }
         body = message.data or b""
-        await self._connection.publisher.publish(subjects.dead(agent), body, headers)
+        try:
+            await self._connection.publisher.publish(subjects.dead(agent), body, headers)
+        except PayloadTooLargeError:
+            # Raw publishers may fill a message to the last byte: there is no room for our headers.
+            headers = {name: value for name, value in headers.items() if name not in _KEPT}
+            await self._connection.publisher.publish(subjects.dead(agent), body[:CUT], headers)
         await self._tell_caller(agent, sequence, found)
         try:
             await manager.delete_msg(streams.INBOX, sequence)

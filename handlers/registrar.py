@@ -13,7 +13,7 @@ from typing import Final
 from mesh import registry, streams
 from mesh.connection import Connection
 from mesh.directory import Directory
-from mesh.errors import MeshError
+from mesh.errors import BrokerUnreachableError, MeshError
 from mesh.provision import ensure_consumer
 from mesh.settings import Settings
 from schemas.base import WireModel
@@ -56,6 +56,7 @@ class Registrar:
         self._directory = directory
         self._settings = settings
         self._instance = instance
+        self._silent_until = 0.0
 
     async def announce(self, agent: str, node: str, announcement: Announcement) -> Receipt:
         """Make an agent's mailbox, then show the agent."""
@@ -105,7 +106,15 @@ class Registrar:
                 logger.info("agent %s is off %s", placement.agent, placement.node)
 
     async def sweep(self) -> None:
-        """Delete placements whose process is gone, however it went unnoticed."""
+        """Delete processes that are silent, and placements whose process is gone.
+
+        A key should end by itself. But a broker that was killed rebuilds its store, and brings
+        back keys that had expired, without their time to live (nats-server 2.15.1).
+        """
+        limit_s = self._settings.offline_after_s + self._settings.heartbeat_s
+        for instance in self._directory.silent_instances(limit_s):
+            await self._delete(registry.instance_key(instance))
+            logger.info("process %s is silent", instance)
         for placement in self._directory.placements():
             if not self._directory.has_instance(placement.instance):
                 await self._delete(registry.placement_key(placement.agent, placement.instance))
@@ -116,18 +125,34 @@ class Registrar:
         Not before every live host had the time for a heartbeat: after a pause of all registrars
         the bucket shows nobody, and nobody must be called offline for that.
         """
+        self._connection.on_reconnect(self._pause)
         if self._directory.placements():
-            await asyncio.sleep(self._settings.heartbeat_s * GRACE_HEARTBEATS)
+            await self._pause()
         key = registry.instance_key(self._instance.instance)
         ttl_s = self._settings.heartbeat_s * REIGN_HEARTBEATS
         while True:
+            left_s = self._silent_until - asyncio.get_running_loop().time()
+            if left_s > 0:
+                await asyncio.sleep(left_s)
+                continue
             try:
+                self._require_link()
                 await self._put_node(self._instance)
                 await self._put(key, self._instance, ttl_s=ttl_s)
                 await self.sweep()
             except MeshError as error:
                 logger.warning("the registry cannot be written: %s", error)
             await asyncio.sleep(self._settings.heartbeat_s)
+
+    def _require_link(self) -> None:
+        # A write into the buffer of a lost connection would go out before the grace has begun.
+        if not self._connection.client.is_connected:
+            raise BrokerUnreachableError("no connection")
+
+    async def _pause(self) -> None:
+        """Give every live host the time for a heartbeat: while we were away nobody heard them."""
+        grace_s = self._settings.heartbeat_s * GRACE_HEARTBEATS
+        self._silent_until = asyncio.get_running_loop().time() + grace_s
 
     async def abdicate(self) -> None:
         """Say that this registrar leaves."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final
 
 from faststream import AckPolicy, BaseMiddleware, Context, ExceptionMiddleware, Path
 from faststream.nats import JStream, NatsMessage, NatsRouter, PullSub
+from nats.js.errors import APIError
 from pydantic import ValidationError
 
 from handlers.registrar import Registrar, refusal
@@ -35,6 +36,18 @@ def refuse_body(error: ValidationError) -> Receipt:
     first = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in first["loc"])
     return refusal("protocol", f"{place}: {first['msg']}")
+
+
+@failures.add_handler(MeshError, publish=True)
+def refuse(error: MeshError) -> Receipt:
+    """Tell a caller what the registrar cannot do for it."""
+    return refusal(error.code, error.message)
+
+
+@failures.add_handler(APIError, publish=True)
+def refuse_mailbox(error: APIError) -> Receipt:
+    """Tell a host why its mailbox cannot be made."""
+    return refusal("card_refused", f"the broker refuses the mailbox: {error.description}")
 
 
 class OwnReplies(BaseMiddleware):

@@ -35,7 +35,9 @@ class Call:
         self.timeout_s = timeout_s
         self.state = CallState.SENT
         self.last_sequence = 0
-        """Place of the newest frame in the reply stream."""
+        """Place in the reply stream up to which nothing is missing."""
+        self._final: Frame | None = None
+        """The final frame, while chunks before it are missing."""
         self._outcome: Frame | MeshError | None = None
         self._on_end: list[Callable[[], None]] = []
         self._news: list[asyncio.Future[None]] = []
@@ -50,6 +52,11 @@ class Call:
         """Whether the call has ended."""
         return self._outcome is not None
 
+    @property
+    def misses_chunks(self) -> bool:
+        """Whether the final frame is here, and chunks before it are not."""
+        return self._final is not None and not self.is_done
+
     def on_end(self, callback: Callable[[], None]) -> None:
         """Run `callback` when the call ends, however it does."""
         self._on_end.append(callback)
@@ -61,9 +68,8 @@ class Call:
 
     def receive(self, frame: Frame) -> None:
         """Take in a frame. One that was seen before changes nothing."""
-        if self.is_done or 0 < frame.stream_sequence <= self.last_sequence:
+        if self.is_done:
             return
-        self.last_sequence = max(self.last_sequence, frame.stream_sequence)
         match frame.kind:
             case FrameKind.WORKING:
                 self.state = CallState.WORKING
@@ -149,6 +155,8 @@ class Call:
     def _receive_chunk(self, frame: Frame) -> None:
         if frame.attempt < self._attempt:
             return
+        if frame.attempt == self._attempt and frame.seq < self._next_chunk:
+            return
         if frame.attempt > self._attempt:
             if self._next_chunk:
                 self.fail(_restarted(self, frame.attempt))
@@ -159,11 +167,17 @@ class Call:
         while (ready := self._early.pop(self._next_chunk, None)) is not None:
             self._next_chunk += 1
             self._ready.append(ready)
+            self.last_sequence = max(self.last_sequence, ready.stream_sequence)
+        if self._final is not None:
+            self._finish(self._final)
         self._tell()
 
     def _finish(self, frame: Frame) -> None:
         if self._next_chunk and frame.attempt != self._attempt:
             self.fail(_restarted(self, frame.attempt))
+            return
+        if self._next_chunk + len(self._early) and self._next_chunk < frame.seq:
+            self._final = frame
             return
         self.state = CallState.ANSWERED
         self._end(frame)

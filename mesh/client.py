@@ -133,9 +133,8 @@ class MeshClient:
         self.directory.require_target(agent, node)
         lineage.require_room(agent)
         if not wait and self.directory.state_on(agent, node) is State.OFFLINE:
-            raise AgentOfflineError(
-                f"agent {agent!r} is not running; start it, or wait for it", agent=agent
-            )
+            where = f" on {node}" if node else ""
+            raise AgentOfflineError(f"agent {agent!r} is not running{where} now", agent=agent)
         if not self._connection.client.is_connected:
             await self._require_connection()
         call_id = os.urandom(16).hex()

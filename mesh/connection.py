@@ -39,6 +39,7 @@ class Connection:
         self.client = client
         self.is_guarded = is_guarded
         """Whether it logged in as a user: there may be a border between accounts on its way."""
+        _survive_unreadable(client)
         self.publisher = Publisher(client)
         self.closed = asyncio.Event()
         self._hooks: list[Hook] = []
@@ -69,6 +70,22 @@ class Connection:
         self.publisher.forget_unacknowledged()
         for hook in list(self._hooks):
             self.tasks.start(_run_hook(hook))
+
+
+def _survive_unreadable(client: Client) -> None:
+    """Drop a message that nats-py cannot take apart: a subject or a status that is not UTF-8, a
+    header block without its line end. It would end nats-py 2.16's read loop, and leave the
+    process deaf until its pings are overdue, at every delivery again.
+    """
+    process = client._process_msg
+
+    async def process_or_drop(*parts: Any) -> None:
+        try:
+            await process(*parts)
+        except (IndexError, ValueError) as error:
+            logger.warning("dropped a message that cannot be read: %s", error)
+
+    client._process_msg = process_or_drop  # type: ignore[method-assign,assignment]
 
 
 async def _run_hook(hook: Hook) -> None:

@@ -6,6 +6,7 @@ that the data path needs nobody but the broker and the agent.
 
 import difflib
 import logging
+import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -49,6 +50,8 @@ class Directory:
         self._agents: dict[str, AgentRecord] = {}
         self._nodes: dict[str, NodeRecord] = {}
         self._instances: dict[str, Instance] = {}
+        self._seen_at: dict[str, float] = {}
+        """When each instance was last written, by the local clock."""
         self._placements: dict[str, dict[str, Placement]] = {}
         """By agent, then by instance: a call looks up one agent, however many there are."""
 
@@ -78,6 +81,7 @@ class Directory:
                 self._nodes[rest] = record
             case Instance():
                 self._instances[rest] = record
+                self._seen_at[rest] = time.monotonic()
             case Placement():
                 self._placements.setdefault(record.agent, {})[record.instance] = record
 
@@ -92,6 +96,7 @@ class Directory:
             "instance": self._instances,
         }
         records[kind].pop(rest, None)
+        self._seen_at.pop(rest, None)
 
     def begin_reading(self) -> None:
         """Remember the changes from here on: a full reading may be older than some of them."""
@@ -102,6 +107,7 @@ class Directory:
         recent, self._recent = self._recent, None
         for records in (self._agents, self._nodes, self._instances, self._placements):
             records.clear()
+        self._seen_at.clear()
         self._revisions.clear()
         for entry in (*entries, *(recent or {}).values()):
             self.apply(entry)
@@ -114,6 +120,11 @@ class Directory:
     def instances(self) -> list[Instance]:
         """Return the live processes."""
         return list(self._instances.values())
+
+    def silent_instances(self, longer_than_s: float) -> list[str]:
+        """Return the processes whose key was not written for so long: it should have expired."""
+        limit = time.monotonic() - longer_than_s
+        return [instance for instance, seen_at in self._seen_at.items() if seen_at < limit]
 
     def placements(self) -> list[Placement]:
         """Return all placements, those of dead processes included."""
@@ -170,7 +181,9 @@ class Directory:
         record = self._agents.get(agent)
         if record is None:
             raise self._unknown_agent(subjects.require_id(agent))
-        if node is None or node in record.nodes:
+        # A placement says more than the card, which two registrars may write at once.
+        placed = self._placements.get(agent, {}).values()
+        if node is None or node in record.nodes or any(one.node == node for one in placed):
             return
         if not self.has_node(subjects.require_id(node, "node")):
             known = ", ".join(sorted(self._nodes)) or "none"

@@ -265,5 +265,7 @@ def error_from_wire(code: str, message: str, fields: dict[str, Any]) -> MeshErro
     """
     for error_class in _tree(MeshError):
         if error_class.code == code:
-            return error_class(message, **fields)
+            return error_class(
+                message, **{k: v for k, v in fields.items() if k not in ("self", "message")}
+            )
     return AgentFailedError(message, **{**fields, "remote_code": code})

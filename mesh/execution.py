@@ -120,22 +120,36 @@ class Execution:
             is_short = left_s is not None and left_s <= WORKING_AFTER_S
             async with asyncio.timeout(left_s if is_short else None) as limit:
                 reply = await self._handle(question, context, writer, limit)
+            body, content_type = self._encode(
+                reply, context, as_json=self._wants_json(question, headers)
+            )
         except TimeoutError as error:
-            await writer.error(_timeout(self._agent.id, error, headers))
-            return
+            failure: MeshError | None = _timeout(self._agent.id, error, headers)
         except MeshError as error:
-            await writer.error(error)
-            return
-        await self._settle_bare(delivery, headers)
-        if question.wants_json and headers.reply_to:
-            body = completion(context.id, self._agent.id, self._place.node, reply)
-            content_type = h.JSON
+            failure = error
         else:
-            body, content_type = reply.text.encode(), h.TEXT
+            failure = None
+        await self._settle_bare(delivery, headers)
+        if failure is not None:
+            await writer.error(failure)
+            return
         try:
             await writer.final(body, content_type)
         except InvalidInputError as error:  # The answer is over the broker's limit.
             await writer.error(error)
+
+    def _wants_json(self, question: Question, headers: h.RequestHeaders) -> bool:
+        return question.wants_json and bool(headers.reply_to)
+
+    def _encode(
+        self, reply: ChatReply, context: CallContext, *, as_json: bool
+    ) -> tuple[bytes, str]:
+        try:
+            if as_json:
+                return completion(context.id, self._agent.id, self._place.node, reply), h.JSON
+            return reply.text.encode(), h.TEXT
+        except (TypeError, UnicodeEncodeError) as error:  # Lone surrogates, objects in tool calls.
+            raise AgentFailedError(f"the answer cannot be encoded: {error}") from error
 
     async def _settle_bare(self, delivery: Delivery, headers: h.RequestHeaders) -> None:
         if not headers.reply_to:
@@ -184,9 +198,17 @@ class Execution:
             if handler.kind.streams:
                 return await self._stream(handler, question.chat, context, writer)
             return to_reply(await call(handler, question.chat, context, self._place.threads))
-        except (MeshError, asyncio.CancelledError):
+        except MeshError as error:
             context.cancelled = True
+            logger.warning("%s: call %s failed: %s", self._agent.id, context.id, error)
             raise
+        except asyncio.CancelledError as error:
+            context.cancelled = True
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # Nobody cancelled us: something inside the handler was, and it let that through.
+            raise AgentFailedError("the handler was cancelled from inside") from error
         except Exception as error:
             # The user's handler may raise anything: the caller is told, and the log has it whole.
             logger.exception("%s: the handler failed on call %s", self._agent.id, context.id)

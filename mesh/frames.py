@@ -13,6 +13,7 @@ from mesh import codec, headers
 from mesh.errors import AgentFailedError, MeshError, ProtocolError, error_from_wire
 from schemas.frame import ErrorBody, ErrorDetail, FrameKind
 
+MESSAGE_AT_MOST: Final = 4_000
 _PUB_ACK_FIELDS: Final = {"stream", "seq", "duplicate", "domain"}
 
 
@@ -86,7 +87,9 @@ _KINDS: Final = frozenset(FrameKind)
 def error_body(error: MeshError) -> bytes:
     """Encode `error` as the body of an error frame."""
     fields = {name: value for name, value in error.fields.items() if _is_plain(value)}
-    detail = ErrorDetail(code=error.code, message=error.message, fields=fields)
+    # A message of any length, and of text that no JSON can hold, comes from a handler's exception.
+    message = error.message[:MESSAGE_AT_MOST].encode(errors="replace").decode()
+    detail = ErrorDetail(code=error.code, message=message, fields=fields)
     return codec.encode(ErrorBody(error=detail))
 
 
@@ -116,4 +119,5 @@ def _content_type(found: Mapping[str, str], body: bytes) -> str:
 
 
 def _number(text: str | None, default: int) -> int:
-    return int(text) if text and text.isascii() and text.isdecimal() else default
+    found = headers.number(text)
+    return default if found is None else found

@@ -6,6 +6,7 @@ nothing a client sends under `Nats-` passes.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -47,6 +48,18 @@ MAX_TIMEOUT_S: Final = 24 * 3600.0
 """A mailbox keeps nothing longer than a day, so no deadline can be later."""
 
 
+_CALL_ID: Final = re.compile(r"[!-~]{1,128}")
+"""It is repeated on every frame, twice on the last: unbounded, it would break the size limit."""
+_NUMBER_DIGITS: Final = 15
+
+
+def number(text: str | None) -> int | None:
+    """Read a whole number. A longer one would overflow a float, or `int` itself."""
+    if text and len(text) <= _NUMBER_DIGITS and text.isascii() and text.isdecimal():
+        return int(text)
+    return None
+
+
 def ttl(seconds: float) -> str:
     """Return a `Nats-TTL` value: the broker takes whole seconds, at least one."""
     return str(max(1, math.ceil(seconds)))
@@ -77,19 +90,22 @@ class RequestHeaders:
         """Read the headers of a message; what is malformed counts as missing."""
         if not raw:
             return cls()
-        timeout = raw.get(TIMEOUT_MS, "")
         hops = raw.get(HOPS, "")
         return cls(
             reply_to=raw.get(REPLY_TO, ""),
-            call_id=raw.get(CORRELATION_ID, ""),
+            call_id=_call_id_or_empty(raw.get(CORRELATION_ID, "")),
             content_type=raw.get(CONTENT_TYPE, "").partition(";")[0].strip().lower(),
             source_agent=_id_or_empty(raw.get(SOURCE_AGENT, "")),
             source_node=_id_or_empty(raw.get(SOURCE_NODE, "")),
-            timeout_ms=int(timeout) if timeout.isascii() and timeout.isdecimal() else None,
+            timeout_ms=number(raw.get(TIMEOUT_MS)),
             hops=tuple(hops.split(",")) if hops else (),
             is_retry=RETRY in raw,
             traceparent=raw.get(TRACEPARENT, ""),
         )
+
+
+def _call_id_or_empty(text: str) -> str:
+    return text if _CALL_ID.fullmatch(text) else ""
 
 
 def _id_or_empty(text: str) -> str:

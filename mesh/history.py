@@ -69,7 +69,7 @@ async def read_last(connection: Connection, stream: str, subject: str) -> Stored
     except nats.errors.Error as error:
         raise BrokerUnreachableError(f"cannot read {stream}: {error}") from error
     headers = answer.headers or {}
-    status = headers.get("Status")
+    status = _status(headers)
     if status == "404":
         return None
     if status is not None:
@@ -108,7 +108,7 @@ async def _collect(queue: "asyncio.Queue[Msg]", stream: str) -> tuple[list[Store
     while True:
         message = await asyncio.wait_for(queue.get(), TIMEOUT_S)
         headers = message.headers or {}
-        status = headers.get("Status")
+        status = _status(headers)
         if status == "204":
             return found, int(headers.get("Nats-Num-Pending", 0))
         if status == "404":
@@ -127,3 +127,8 @@ async def _collect(queue: "asyncio.Queue[Msg]", stream: str) -> tuple[list[Store
                 body=message.data,
             )
         )
+
+
+def _status(headers: Mapping[str, str]) -> str | None:
+    """A stored message may have a header of this name; the server's own answers have no place."""
+    return None if h.SEQUENCE in headers else headers.get("Status")

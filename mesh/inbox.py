@@ -21,6 +21,7 @@ from mesh.connection import Connection
 from mesh.errors import (
     BrokerUnreachableError,
     CallTimeoutError,
+    ProtocolError,
     StreamMissingError,
     TransportError,
 )
@@ -70,15 +71,11 @@ class ReplyInbox:
     async def _last_look(self, call: Call) -> None:
         try:
             await asyncio.wait_for(self._catch_up(call), LAST_LOOK_S)
-        except (TimeoutError, TransportError) as error:
+        except (TimeoutError, TransportError, nats.errors.Error) as error:
             logger.debug("no last look for call %s: %s", call.id, error)
-        call.fail(
-            CallTimeoutError(
-                f"agent {call.agent!r} did not answer within {call.timeout_s:g} s "
-                f"(the request was {call.state.value})",
-                timeout_s=call.timeout_s,
-            )
-        )
+        finally:
+            # Whatever the reply stream holds, a call ends.
+            call.fail(_timeout(call))
 
     async def _catch_up(self, call: Call) -> None:
         start = call.last_sequence + 1
@@ -98,7 +95,8 @@ class ReplyInbox:
         waiting = list(self._calls.values())
         while waiting and self._connection.client.is_connected:
             try:
-                await self._catch_up(waiting[-1])
+                if not waiting[-1].is_done:
+                    await self._catch_up(waiting[-1])
                 waiting.pop()
             except TransportError as error:
                 logger.warning("reading the answers after a reconnect: %s", error)
@@ -112,8 +110,20 @@ class ReplyInbox:
         if call is None or not is_stored_under(message.headers, REPLY, call.reply_subject):
             return
         frame = Frame.read(call_id, message.headers, message.data)
-        if frame is not None:
-            call.receive(frame)
+        if frame is None:
+            return
+        call.receive(frame)
+        if call.misses_chunks:
+            self._tasks.start(self._read_missing(call))
+
+    async def _read_missing(self, call: Call) -> None:
+        try:
+            await self._catch_up(call)
+        except TransportError as error:
+            logger.warning("reading the missing chunks of call %s: %s", call.id, error)
+            return
+        if call.misses_chunks:
+            call.fail(ProtocolError("chunks are missing in the stream itself", call_id=call.id))
 
     async def _fail_when_closed(self) -> None:
         await self._connection.closed.wait()
@@ -132,7 +142,17 @@ class ReplyInbox:
         finally:
             self._connection.drop_hook(self._reconnected)
             await self._tasks.cancel()
+            for call in list(self._calls.values()):
+                call.fail(BrokerUnreachableError("the client was closed before the answer came"))
             try:
                 await subscription.unsubscribe()
             except nats.errors.Error:
                 logger.debug("closed before the inbox was")
+
+
+def _timeout(call: Call) -> CallTimeoutError:
+    return CallTimeoutError(
+        f"agent {call.agent!r} did not answer within {call.timeout_s:g} s "
+        f"(the request was {call.state.value})",
+        timeout_s=call.timeout_s,
+    )

@@ -68,9 +68,17 @@ async def call(handler: Handler, subject: Any, context: Any, threads: ThreadPool
     if handler.kind is HandlerKind.COROUTINE:
         return await handler(subject, context)
     loop = asyncio.get_running_loop()
-    result = await loop.run_in_executor(threads, handler, subject, context)
+    result = await loop.run_in_executor(threads, _in_thread, handler, subject, context)
     # A lambda or a partial may hide a coroutine function.
     return await result if asyncio.iscoroutine(result) else result
+
+
+def _in_thread(handler: Handler, subject: Any, context: Any) -> Any:
+    """A future cannot hold a StopIteration: it would never end (CPython before 3.12)."""
+    try:
+        return handler(subject, context)
+    except StopIteration as error:
+        raise RuntimeError("the handler raised StopIteration") from error
 
 
 async def parts(

@@ -32,8 +32,6 @@ HEADROOM_BYTES: Final = 4096
 """Left free under `max_payload` for what the broker adds. A message over the limit, headers
 included, closes a nats-py client for ever."""
 
-HEADERS_AT_MOST_BYTES: Final = 8192
-"""All of ours together stay far below; only a body near the limit needs exact arithmetic."""
 EXPIRY_CHECK_S: Final = 1.0
 RETRY_PAUSE_S: Final = 0.2
 
@@ -89,8 +87,6 @@ class Publisher:
         Raises:
             PayloadTooLargeError: it does not.
         """
-        if len(body) < self.limit_bytes - HEADERS_AT_MOST_BYTES:
-            return
         size = len(body) + h.encoded_size(headers)
         if size > self.limit_bytes:
             raise PayloadTooLargeError(

@@ -141,12 +141,13 @@ class PullLoop:
             self._top_up()
         elif status in ("409", "503"):
             logger.info("%s: %s", self._subject, headers.get("Description", "no such durable"))
-            self._tasks.start(self._retry())
+            self._tasks.start(self._retry(self._inbox))
 
-    async def _retry(self) -> None:
+    async def _retry(self, inbox: str) -> None:
         await asyncio.sleep(RETRY_S)
-        self._outstanding = 0
-        self._top_up()
+        # On a fresh inbox, as others of our pulls may still be valid; once for all of this inbox.
+        if inbox == self._inbox:
+            await self.restart()
 
 
 async def _drain(subscription: Subscription) -> None:

@@ -34,6 +34,10 @@ _OPERATION: Final = "KV-Operation"
 _MARKER: Final = "Nats-Marker-Reason"
 
 
+TOMBSTONE_S: Final = 3600.0
+"""How long a deletion stays to be read; instance ids are never used again, so none must stay."""
+
+
 def agent_key(agent: str) -> str:
     """Key of a card."""
     return f"agent.{subjects.require_id(agent)}"
@@ -95,7 +99,9 @@ async def put(
 
 async def delete(connection: Connection, key: str) -> Entry:
     """Delete a key. Watchers see it."""
-    ack = await connection.publisher.publish(KEY_PREFIX + key, b"", {_OPERATION: "DEL"})
+    ack = await connection.publisher.publish(
+        KEY_PREFIX + key, b"", {_OPERATION: "DEL", h.TTL: h.ttl(TOMBSTONE_S)}
+    )
     return Entry(key, None, ack.sequence)
 
 

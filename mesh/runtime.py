@@ -155,8 +155,8 @@ class AgentHost:
             EventWorker(agent.id, subscription, handler, place)
             for subscription, handler in agent.subscriptions.items()
         ]
-        if agent.handler is not None:
-            workers.append(AgentWorker(agent, place))
+        # Also without a chat handler: who asks is told so, instead of waiting in vain.
+        workers.append(AgentWorker(agent, place))
         for worker in workers:
             await worker.start()
         self._workers += workers

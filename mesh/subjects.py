@@ -36,6 +36,8 @@ _CALL: Final = r"[A-Za-z0-9_-]{1,64}"
 _CALL_PATTERN: Final = re.compile(_CALL)
 _ID: Final = ID_PATTERN.pattern
 _REPLY_PATTERN: Final = re.compile(rf"agent\.{_ID}\.reply(\.{_CALL}\.{_CALL}(\.{_ID})?)?")
+_INBOX_PATTERN: Final = re.compile(r"_INBOX[\w-]{0,64}(\.[\w$=+-]{1,64}){1,8}", re.ASCII)
+"""Bounded: a subject over the broker's control line closes a nats-py client for ever."""
 _EVENT_PATTERN: Final = re.compile(r"[a-z0-9_-]{1,64}(\.[a-z0-9_-]{1,64}){0,3}")
 
 
@@ -193,4 +195,4 @@ def as_delivered(stored: str) -> str:
 
 def is_inbox_reply(subject: str) -> bool:
     """Tell whether `subject` is a core NATS inbox, which nothing stores."""
-    return subject.startswith("_INBOX") and not set(subject) & set(" \t\r\n*>")
+    return _INBOX_PATTERN.fullmatch(subject) is not None

@@ -52,7 +52,8 @@ class AgentWorker:
         self._slots = agent.card.concurrency
         self._execution = Execution(agent, place)
         self._tasks = BackgroundTasks()
-        self._open: dict[str, _Open] = {}
+        self._open: dict[int, _Open] = {}
+        """By place in the stream."""
         self._held: deque[_Open] = deque()
         self._running = 0
         self._taken = {Share.SHARED: 0, Share.PINNED: 0}
@@ -86,6 +87,7 @@ class AgentWorker:
             await self.tick()
         if self._open:
             logger.warning("%s: %d calls go to another instance", self.agent.id, len(self._open))
+        self._held.clear()
         await self._tasks.cancel()
 
     async def tick(self) -> None:
@@ -108,9 +110,14 @@ class AgentWorker:
         self._take(delivery, Share.PINNED)
 
     def _take(self, delivery: Delivery, share: Share) -> None:
+        if (running := self._open.get(delivery.sequence)) is not None:
+            # The link was away for longer than ack_wait. Its own ack will settle this one too.
+            running.delivery = delivery
+            self._ask()
+            return
         now = asyncio.get_running_loop().time()
         one = _Open(delivery, share, renewed_at=now)
-        self._open[delivery.ack_subject] = one
+        self._open[delivery.sequence] = one
         self._taken[share] += 1
         if self._running < self._slots:
             self._begin(one)
@@ -125,7 +132,7 @@ class AgentWorker:
         try:
             await self._execution.run(one.delivery)
         finally:
-            self._open.pop(one.delivery.ack_subject, None)
+            self._open.pop(one.delivery.sequence, None)
             self._running -= 1
             self._taken[one.share] -= 1
             if self._held:

@@ -13,6 +13,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Agents on many machines call each other over NATS, and OpenAI clients call them.",
     epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such agent or node, "
     "5 deadline passed, 6 no broker, 130 Ctrl-C. "

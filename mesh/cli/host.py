@@ -1,5 +1,7 @@
 """`mesh run`: an agent host."""
 
+import io
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +29,9 @@ def run(
     from mesh.cli import logs
 
     logs.set_up(verbose=verbose)
+    # What an agent prints must be seen when it prints it, also through a pipe.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
     exits.run(_run(targets, node))
 
 
@@ -45,9 +50,10 @@ async def _run(targets: list[str], node: str) -> None:
     if node:
         settings = replace(settings, node=subjects.require_id(node, "node"))
     agents = [agent for target in targets for agent in _load(target)]
-    stop = stop_on_signals()
     name = f"mesh host {settings.node}"
     async with open_connection(settings.nats_url, name=name, patience_s=PATIENCE_S) as connection:
+        # Only now: until here Ctrl-C ends the wait for a broker at once.
+        stop = stop_on_signals()
         host = AgentHost(connection, agents, node=settings.node, settings=settings)
         telling = asyncio.create_task(_tell_when_ready(host.ready, report_ready))
         try:
@@ -72,5 +78,10 @@ def _load(target: str) -> "list[Agent]":
     agents = list(found) if isinstance(found, (list, tuple)) else [found]
     for agent in agents:
         if not isinstance(agent, Agent):
-            raise LoadError(f"{target} is a {type(agent).__name__}, not an Agent", target=target)
+            raise LoadError(f"{target} is no Agent, but {type(agent).__name__}", target=target)
+        if agent.handler is None and not agent.subscriptions:
+            raise LoadError(
+                f"agent {agent.id!r} answers nothing: decorate a function with @agent.chat",
+                target=target,
+            )
     return agents

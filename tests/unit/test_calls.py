@@ -6,7 +6,7 @@ import pytest
 
 from mesh.calls import Call, CallState
 from mesh.completions import ChunkWriter, completion
-from mesh.errors import MailboxFullError, ProtocolError, StreamRestartedError
+from mesh.errors import MailboxFullError, StreamRestartedError
 from mesh.frames import Frame
 from schemas.chat import ChatDelta, ChatReply
 from schemas.frame import FrameKind
@@ -78,13 +78,16 @@ async def test_a_second_attempt_is_fine_before_anything_was_shown() -> None:
     assert await texts(call) == ["0"]
 
 
-async def test_missing_chunks_are_an_error_not_a_gap() -> None:
-    """The final frame says how many there were."""
+async def test_a_final_frame_waits_for_the_chunks_before_it() -> None:
+    """It says how many there are; the inbox reads what is missing, and then the call ends."""
     call = new_call()
     for frame in (chunk(0), chunk(2), final(3)):
         call.receive(frame)
-    with pytest.raises(ProtocolError, match="1 of 3"):
-        await texts(call)
+    assert call.misses_chunks
+    assert not call.is_done
+    call.receive(chunk(1))
+    assert await texts(call) == ["0", "1", "2"]
+    assert not call.misses_chunks
 
 
 async def test_a_call_ends_once() -> None:
