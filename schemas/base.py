@@ -6,7 +6,7 @@ Does no I/O and knows no subjects; `mesh.subjects` builds those from ids checked
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
 
 ID_PATTERN = re.compile(r"[a-z0-9]([a-z0-9_-]{0,30}[a-z0-9])?")
 """Agents, nodes and callers: a subject token, a consumer name and a KV key at once."""
@@ -26,6 +26,8 @@ def _require_id(text: str) -> str:
 
 
 Id = Annotated[str, AfterValidator(_require_id)]
+InstanceId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+"""A process: one token of a subject and of a key."""
 
 
 class WireModel(BaseModel):

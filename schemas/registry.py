@@ -7,7 +7,7 @@ online if one of its placements has a live instance: a reader works that out by 
 
 from enum import StrEnum
 
-from schemas.base import Id, WireModel
+from schemas.base import Id, InstanceId, WireModel
 from schemas.card import AgentCard
 
 
@@ -25,7 +25,7 @@ class Role(StrEnum):
 class Instance(WireModel):
     """One live process. Its key expires three heartbeats after the last one."""
 
-    instance: str
+    instance: InstanceId
     node: Id
     role: Role
     agents: tuple[Id, ...] = ()
@@ -55,7 +55,7 @@ class Placement(WireModel):
 
     agent: Id
     node: Id
-    instance: str
+    instance: InstanceId
     since: str = ""
 
 
@@ -69,7 +69,7 @@ class Announcement(WireModel):
 class Withdrawal(WireModel):
     """Body of `registry.withdraw.<id>`: this process no longer hosts this agent."""
 
-    instance: str
+    instance: InstanceId
 
 
 class Heartbeat(WireModel):
