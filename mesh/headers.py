@@ -65,6 +65,12 @@ def ttl(seconds: float) -> str:
     return str(max(1, math.ceil(seconds)))
 
 
+def size_at_most(headers: Mapping[str, str]) -> int:
+    """Return a bound of `encoded_size`, quickly: a character has at most four bytes."""
+    names, values = sum(map(len, headers)), sum(map(len, headers.values()))
+    return 16 + names + 4 * values + 4 * len(headers)
+
+
 def encoded_size(headers: Mapping[str, str]) -> int:
     """Return the bytes of `headers` on the wire, the `NATS/1.0` and the blank line included."""
     pairs = sum(len(name) + len(value.encode()) + 4 for name, value in headers.items())

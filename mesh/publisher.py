@@ -87,6 +87,8 @@ class Publisher:
         Raises:
             PayloadTooLargeError: it does not.
         """
+        if len(body) + h.size_at_most(headers) <= self.limit_bytes:
+            return
         size = len(body) + h.encoded_size(headers)
         if size > self.limit_bytes:
             raise PayloadTooLargeError(

@@ -7,6 +7,7 @@ the second is a duplicate and nobody sees it. Does not run handlers; see `mesh.e
 import asyncio
 import time
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Final
 
 from mesh import headers as h
@@ -20,6 +21,8 @@ from schemas.frame import FrameKind
 
 MAX_UNACKNOWLEDGED: Final = 256
 """Chunks in flight of one answer; a faster handler waits."""
+UNIQUE_CHARS: Final = 32
+"""128 random bits in hexadecimal."""
 LEDGER_TRIES: Final = 4
 LEDGER_PAUSE_S: Final = 0.5
 REREAD_AFTER_S: Final = REPLY_DEDUPE_S - 20.0
@@ -116,10 +119,10 @@ class ReplyWriter:
         ):
             return
         for place, subject in enumerate(self._address.subjects):
+            message_id = _final_id(self._address, subject)
             # Dedupe is one table for the whole stream: each copy needs an id of its own.
-            suffix = f".{place}" if place else ""
-            message_id = f"{self._address.call_id}.final{suffix}"
-            await self._publisher.publish(subject, body, {**headers, h.MSG_ID: message_id})
+            unique = f"{message_id}.{place}" if place else message_id
+            await self._publisher.publish(subject, body, {**headers, h.MSG_ID: unique})
 
     async def _confirm(self, seq: int) -> None:
         if (waiting := self._unacknowledged.get(seq)) is None:
@@ -153,6 +156,15 @@ class ReplyWriter:
         if not address.is_core:
             headers[h.TTL] = h.ttl(frame_lifetime_s(address.lifetime_s))
         return headers
+
+
+def _final_id(address: ReplyAddress, subject: str) -> str:
+    """Name the terminal frame. Dedupe is one table for the whole stream, so a short call id, which
+    two callers may both have chosen, is joined by what tells their reply subjects apart.
+    """
+    if address.is_bare or len(address.call_id) >= UNIQUE_CHARS:
+        return f"{address.call_id}.final"
+    return f"{address.call_id}.{sha256(subject.encode()).hexdigest()[:16]}.final"
 
 
 def frame_lifetime_s(remaining_s: float) -> float:

@@ -114,6 +114,19 @@ async def test_a_request_with_reply_to_is_answered_there(
     assert answer["choices"][0]["message"]["content"] == "me said: x"
 
 
+async def test_two_callers_may_choose_the_same_short_id(
+    agent_id: str, running: Running, bare: Client
+) -> None:
+    """Dedupe knows ids only; a caller's answer is not taken for another's all the same."""
+    async with running(echo(agent_id)):
+        for me in ("alice", "bob"):
+            subject = f"agent.{me}.reply.{agent_id}.1"
+            answers = await bare.subscribe(subject)
+            headers = {"reply_to": subject, "correlation_id": "1"}
+            await bare.publish(f"agent.{agent_id}.inbox", me.encode(), headers=headers)
+            assert (await answers.next_msg(timeout=5)).data == f"somebody said: {me}".encode()
+
+
 async def test_a_nats_inbox_can_be_the_reply_subject(
     agent_id: str, running: Running, bare: Client
 ) -> None:
