@@ -142,7 +142,7 @@ async def traffic(
     await witness.flush()
     caller = Caller("daarwizz", "node1", new_instance_id())
     async with open_client(connection, directory, caller) as client:
-        async with running(solarius(), node="node-b"):
+        async with running(solarius(), node="node-b") as host:
             await client.ask("solarius", "plain")
             plain = recorder.find(r"agent\.solarius\.inbox")
             final = recorder.find(r"agent\.daarwizz\.reply\..*", mesh_kind="final")
@@ -153,17 +153,19 @@ async def traffic(
             await witness.publish("agent.solarius.inbox", b"What time is it?")
             await until(lambda: recorder.find(r"agent\.solarius\.reply") is not None)
             await client.publish_event("solarius", "noon", b'{"at":"12:00"}')
-            await until(lambda: recorder.find(r"registry\.heartbeat\..*") is not None)
+            await until(lambda: recorder.find(r"registry\.heartbeat\.node-b\..*") is not None)
         await witness.publish("agent.nobody.inbox", b"Anybody there?")
         await until(lambda: recorder.find(r"dead\.nobody") is not None)
     await witness.close()
     return {
         name: rendered(seen) if seen else "nothing of this kind was sent\n"
-        for name, seen in _named(recorder, plain, final).items()
+        for name, seen in _named(recorder, host.instance.instance, plain, final).items()
     }
 
 
-def _named(recorder: Recorder, plain: Seen | None, final: Seen | None) -> dict[str, Seen | None]:
+def _named(
+    recorder: Recorder, instance: str, plain: Seen | None, final: Seen | None
+) -> dict[str, Seen | None]:
     reply, last = r"agent\.daarwizz\.reply\..*", {"mesh_seq": "4"}
     return {
         "request": plain,
@@ -180,9 +182,9 @@ def _named(recorder: Recorder, plain: Seen | None, final: Seen | None) -> dict[s
         "announce": recorder.find(r"registry\.announce\.solarius\.node-b"),
         "agent-record": recorder.find(r"registry\.event\.agent\.solarius"),
         "placement-record": recorder.find(r"registry\.event\.placement\.solarius\..*"),
-        "instance-record": recorder.find(r"registry\.event\.instance\..*"),
+        "instance-record": recorder.find(rf"registry\.event\.instance\.{instance}"),
         "node-record": recorder.find(r"registry\.event\.node\.node-b"),
-        "heartbeat": recorder.find(r"registry\.heartbeat\..*"),
+        "heartbeat": recorder.find(r"registry\.heartbeat\.node-b\..*"),
         "withdraw": recorder.find(r"registry\.withdraw\.solarius"),
         "dead-letter": recorder.find(r"dead\.nobody"),
     }
