@@ -130,15 +130,19 @@ class Registrar:
             await self._pause()
         key = registry.instance_key(self._instance.instance)
         ttl_s = self._settings.heartbeat_s * REIGN_HEARTBEATS
+        loop, written_at = asyncio.get_running_loop(), None
         while True:
-            left_s = self._silent_until - asyncio.get_running_loop().time()
-            if left_s > 0:
+            if written_at is not None and loop.time() - written_at > ttl_s:
+                # This process stood still (a machine asleep, a stopped process): as after a start.
+                await self._pause()
+            written_at = None
+            if (left_s := self._silent_until - loop.time()) > 0:
                 await asyncio.sleep(left_s)
-                continue
             try:
                 self._require_link()
                 await self._put_node(self._instance)
                 await self._put(key, self._instance, ttl_s=ttl_s)
+                written_at = loop.time()
                 await self.sweep()
             except MeshError as error:
                 logger.warning("the registry cannot be written: %s", error)
