@@ -2,11 +2,16 @@
 
 import asyncio
 import logging
+import sys
 
 from handlers.control import create_app
+from mesh.errors import MeshError
 
 app = create_app()
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    asyncio.run(app.run())
+    try:
+        asyncio.run(app.run())
+    except MeshError as error:
+        sys.exit(f"mesh: {error}")

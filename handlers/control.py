@@ -4,9 +4,11 @@ Declares the streams, gives the handlers what they work with, and ends the proce
 living on deaf. `python -m handlers.app` and `mesh up control` run it.
 """
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final
 
 from faststream import ContextRepo, FastStream
 from faststream.nats import NatsBroker
@@ -19,13 +21,15 @@ from handlers.watchdog import Watchdog
 from mesh.background import BackgroundTasks
 from mesh.connection import PING_INTERVAL_S, Connection
 from mesh.directory import follow_directory
-from mesh.errors import TransportError
+from mesh.errors import BrokerUnreachableError, TransportError
 from mesh.provision import ensure_streams
 from mesh.runtime import describe_process
 from mesh.settings import Settings
 from schemas.registry import Role
 
 logger = logging.getLogger(__name__)
+
+CONNECT_LIMIT_S: Final = 10.0
 
 
 def create_app(
@@ -54,7 +58,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(context: ContextRepo) -> AsyncIterator[None]:
-        await broker.connect()
+        await _connect(broker)
         async with control.running(broker.connection, context):
             yield
 
@@ -70,6 +74,17 @@ def create_app(
         after_startup=[ready],
         on_shutdown=[control.leave],
     )
+
+
+async def _connect(broker: NatsBroker) -> None:
+    """Connect, or end: nats-py would try for ever, and FastStream is deaf to signals till then."""
+    try:
+        await asyncio.wait_for(broker.connect(), CONNECT_LIMIT_S)
+    except TimeoutError:
+        raise BrokerUnreachableError(
+            f"no broker answered within {CONNECT_LIMIT_S:g} s: start one with `mesh up`, "
+            "or set MESH_NATS_URL"
+        ) from None
 
 
 class _Control:

@@ -52,35 +52,8 @@ REGISTRAR_WITHDRAW: Final = "registrar-withdraw"
 def stream_configs(settings: Settings) -> list[StreamConfig]:
     """Return every stream of the mesh as it should be."""
     return [
-        _stream(
-            INBOX,
-            [subjects.ALL_INBOXES, subjects.ALL_PINNED_INBOXES],
-            settings,
-            retention=RetentionPolicy.WORK_QUEUE,
-            # A full mailbox refuses its own callers, and nobody else's.
-            discard=DiscardPolicy.NEW,
-            discard_new_per_subject=True,
-            max_msgs_per_subject=settings.mailbox_max,
-            max_age=DAY_S,
-            max_bytes=8 * GIB,
-            duplicate_window=600.0,
-            # The deadline in the broker. No delete markers: with more than one message a
-            # subject, they silently lengthen shorter TTLs to their own.
-            allow_msg_ttl=True,
-            max_consumers=MAX_CONSUMERS,
-        ),
-        _stream(
-            REPLY,
-            [subjects.ALL_BARE_REPLIES, subjects.ALL_REPLIES],
-            settings,
-            max_age=DAY_S,
-            max_bytes=8 * GIB,
-            duplicate_window=REPLY_DEDUPE_S,
-            allow_msg_ttl=True,
-            allow_direct=True,
-            # A reply that is seen is a reply that is stored: callers hear only this.
-            republish=RePublish(src="agent.*.>", dest="delivered.{{wildcard(1)}}.>"),
-        ),
+        _mailboxes(settings),
+        _replies(settings),
         _stream(
             CONTROL,
             [
@@ -116,23 +89,64 @@ def stream_configs(settings: Settings) -> list[StreamConfig]:
             duplicate_window=600.0,
         ),
         _registry(settings),
-        # Streams do not capture republished messages, so the history is a source, not a subject.
-        _stream(
-            AUDIT,
-            None,
-            settings,
-            max_age=14 * DAY_S,
-            max_bytes=GIB // 2,
-            sources=[
-                StreamSource(
-                    name=REGISTRY,
-                    subject_transforms=[
-                        SubjectTransform(src="$KV.registry.>", dest="audit.registry.>")
-                    ],
-                )
-            ],
-        ),
+        _audit(settings),
     ]
+
+
+def _mailboxes(settings: Settings) -> StreamConfig:
+    """Requests: a work queue, bounded for each agent."""
+    return _stream(
+        INBOX,
+        [subjects.ALL_INBOXES, subjects.ALL_PINNED_INBOXES],
+        settings,
+        retention=RetentionPolicy.WORK_QUEUE,
+        # A full mailbox refuses its own callers, and nobody else's.
+        discard=DiscardPolicy.NEW,
+        discard_new_per_subject=True,
+        max_msgs_per_subject=settings.mailbox_max,
+        max_age=DAY_S,
+        max_bytes=8 * GIB,
+        duplicate_window=600.0,
+        # The deadline in the broker. No delete markers: with more than one message a
+        # subject, they silently lengthen shorter TTLs to their own.
+        allow_msg_ttl=True,
+        max_consumers=MAX_CONSUMERS,
+    )
+
+
+def _replies(settings: Settings) -> StreamConfig:
+    """Frames: kept for a while, and republished to whoever waits."""
+    return _stream(
+        REPLY,
+        [subjects.ALL_BARE_REPLIES, subjects.ALL_REPLIES],
+        settings,
+        max_age=DAY_S,
+        max_bytes=8 * GIB,
+        duplicate_window=REPLY_DEDUPE_S,
+        allow_msg_ttl=True,
+        allow_direct=True,
+        # A reply that is seen is a reply that is stored: callers hear only this.
+        republish=RePublish(src="agent.*.>", dest="delivered.{{wildcard(1)}}.>"),
+    )
+
+
+def _audit(settings: Settings) -> StreamConfig:
+    """Streams do not capture republished messages, so the history is a source, not a subject."""
+    return _stream(
+        AUDIT,
+        None,
+        settings,
+        max_age=14 * DAY_S,
+        max_bytes=GIB // 2,
+        sources=[
+            StreamSource(
+                name=REGISTRY,
+                subject_transforms=[
+                    SubjectTransform(src="$KV.registry.>", dest="audit.registry.>")
+                ],
+            )
+        ],
+    )
 
 
 def _stream(

@@ -185,3 +185,11 @@ def test_the_command_line_does_not_import_faststream() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+async def test_a_control_plane_without_a_broker_ends(mesh: Mesh) -> None:
+    """It tries for ten seconds, then says in one line what to do, instead of staying deaf."""
+    done = await mesh.run("up", "control", MESH_NATS_URL="nats://127.0.0.1:9")
+    assert done.code == 6, done
+    assert "start one with `mesh up`" in done.err
+    assert "Traceback" not in done.err
