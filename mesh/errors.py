@@ -27,10 +27,12 @@ Our exception hierarchy:
     │  ├─ AgentNotOnNodeError      .agent .node
     │  └─ CardRefusedError         .agent
     └─ CallError                   .agent .call_id
+       ├─ CallNotFoundError
        ├─ AgentOfflineError
        ├─ MailboxFullError
        ├─ CallTimeoutError         .timeout_s   (also a TimeoutError)
        ├─ CallCancelledError
+       ├─ KeyReusedError
        ├─ HopLimitError            .hops
        ├─ StreamRestartedError     .attempt
        └─ AgentFailedError         .remote_code
@@ -209,6 +211,12 @@ class CallError(MeshError):
     code = "call"
 
 
+class CallNotFoundError(CallError):
+    """Nothing is stored of a call of this id, or no longer."""
+
+    code = "call_not_found"
+
+
 class AgentOfflineError(CallError):
     """The agent is known, is not running, and the caller did not want to wait."""
 
@@ -231,6 +239,12 @@ class CallCancelledError(CallError):
     """The call was stopped on request."""
 
     code = "cancelled"
+
+
+class KeyReusedError(CallError):
+    """An idempotency key names another request already."""
+
+    code = "key_reused"
 
 
 class HopLimitError(CallError):

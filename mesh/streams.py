@@ -47,6 +47,7 @@ MAX_WAITING: Final = 512
 
 REGISTRAR_ANNOUNCE: Final = "registrar-announce"
 REGISTRAR_WITHDRAW: Final = "registrar-withdraw"
+CANCEL: Final = "cancel"
 
 
 def stream_configs(settings: Settings) -> list[StreamConfig]:
@@ -64,6 +65,11 @@ def stream_configs(settings: Settings) -> list[StreamConfig]:
             settings,
             max_age=600.0,
             max_bytes=GIB // 4,
+            duplicate_window=120.0,
+            # A cancel that is heard is a cancel that is stored, as with replies.
+            republish=RePublish(
+                src=subjects.ALL_CANCELS, dest="delivered.{{wildcard(1)}}.cancel.{{wildcard(2)}}"
+            ),
         ),
         _stream(
             EVENT,
@@ -187,6 +193,7 @@ def control_consumers() -> list[tuple[str, ConsumerConfig]]:
     return [
         (CONTROL, _worker(REGISTRAR_ANNOUNCE, subjects.ALL_ANNOUNCEMENTS)),
         (CONTROL, _worker(REGISTRAR_WITHDRAW, subjects.ALL_WITHDRAWALS)),
+        (CONTROL, _worker(CANCEL, subjects.ALL_CANCELS)),
     ]
 
 

@@ -77,6 +77,22 @@ def reply(caller: str, instance: str, call_id: str, agent: str) -> str:
     return f"agent.{require_id(caller, 'caller')}.reply.{tail}"
 
 
+def any_reply(call_id: str) -> tuple[str, ...]:
+    """Return what matches the frames of a call, whoever made it: with who answers, and without.
+
+    Raises:
+        InvalidInputError: it cannot be a call id.
+    """
+    whole = f"agent.*.reply.*.{_require_call(call_id)}"
+    return f"{whole}.*", whole
+
+
+def answering_agent(reply_subject: str) -> str:
+    """Return who answers on a reply subject; empty where it does not say."""
+    tokens = reply_subject.split(".")
+    return tokens[5] if len(tokens) > 5 else ""
+
+
 def bare_reply(agent: str) -> str:
     """Answers to messages that named no reply subject."""
     return f"agent.{require_id(agent)}.reply"
@@ -90,6 +106,11 @@ def delivered(caller: str, instance: str) -> str:
 def cancel(agent: str, call_id: str) -> str:
     """Stops one call."""
     return f"agent.{require_id(agent)}.cancel.{_require_call(call_id)}"
+
+
+def delivered_cancels(agent: str) -> str:
+    """What a process that hosts `agent` subscribes to: cancels, once they are stored."""
+    return f"delivered.{require_id(agent)}.cancel.*"
 
 
 def event(agent: str, name: str) -> str:

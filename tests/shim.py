@@ -25,12 +25,17 @@ HELLO: Any = [{"role": "user", "content": "hello"}]
 USAGE = Usage(prompt_tokens=3, completion_tokens=2, total_tokens=5)
 
 
+async def secret() -> bytes:
+    """Return the secret of all doors of the tests: they are replicas of each other."""
+    return b"a secret of the tests"
+
+
 @asynccontextmanager
 async def serving(connection: Connection, directory: Directory) -> AsyncIterator[str]:
     """Answer HTTP on a free port, by a connection that is open; gives the base URL."""
     caller = Caller("http", "node1", new_instance_id())
     async with open_client(connection, directory, caller) as client:
-        app = create_app(Door(client, connection, caller))
+        app = create_app(Door(client, connection, caller, secret))
         config = uvicorn.Config(
             app, port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=3
         )

@@ -16,6 +16,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mesh.errors import MeshError
+from mesh.shim.calls import CallEvents, CallResource
 from mesh.shim.door import Door
 from mesh.shim.health import Health, Live
 from mesh.shim.http import REQUEST_ID, request_id, send_json
@@ -45,10 +46,13 @@ def _routes(door: Door) -> list[Route]:
         Route("/health/live", Live(), methods=["GET"]),
     ]
     chat, models, model = ChatCompletions(door), Models(door), Model(door)
+    call, events = CallResource(door), CallEvents(door)
     # Some clients add the /v1 by themselves, and some want it in the base URL.
     for prefix in ("/v1", ""):
         routes += [
             Route(f"{prefix}/chat/completions", chat, methods=["POST"]),
+            Route(f"{prefix}/calls/{{id}}", call, methods=["GET", "DELETE"]),
+            Route(f"{prefix}/calls/{{id}}/events", events, methods=["GET"]),
             Route(f"{prefix}/models", models, methods=["GET"]),
             Route(f"{prefix}/models/{{id:path}}", model, methods=["GET"]),
         ]

@@ -4,13 +4,14 @@ Opens nothing; `mesh.shim.server` does. Knows no HTTP status and no OpenAI shape
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
+from mesh.background import BackgroundTasks
 from mesh.callers import Caller
 from mesh.client import MeshClient
 from mesh.connection import Connection
@@ -19,27 +20,35 @@ from mesh.errors import CallError
 HEADER_ROOM_BYTES: Final = 2048
 """What our headers of a request take at most: they count against the broker's limit."""
 
+Secret = Callable[[], Awaitable[bytes]]
+"""Gives the secret that all replicas of the shim share."""
+
 
 class Door:
     """The way from HTTP into the mesh: one client, and everybody who waits for an answer."""
 
-    def __init__(self, client: MeshClient, connection: Connection, caller: Caller) -> None:
+    def __init__(
+        self, client: MeshClient, connection: Connection, caller: Caller, secret: Secret
+    ) -> None:
         self.client = client
+        self.connection = connection
         self.caller = caller
         """Who calls when a client does not say who it is."""
-        self._connection = connection
+        self.secret = secret
+        self.tasks = BackgroundTasks()
+        """What is still to be done when a client has left."""
         self._waiting: set[asyncio.Future[None]] = set()
         self._is_closing = False
 
     @property
     def is_connected(self) -> bool:
         """Whether the broker can be reached right now."""
-        return self._connection.client.is_connected
+        return self.connection.client.is_connected
 
     @property
     def limit_bytes(self) -> int:
         """The longest body that the broker takes."""
-        return self._connection.publisher.limit_bytes - HEADER_ROOM_BYTES
+        return self.connection.publisher.limit_bytes - HEADER_ROOM_BYTES
 
     @asynccontextmanager
     async def waiting(self, receive: Receive) -> AsyncIterator["asyncio.Future[None]"]:

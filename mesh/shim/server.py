@@ -7,6 +7,7 @@ serves at once and announces itself in the background.
 import asyncio
 import errno
 import logging
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -91,7 +92,12 @@ async def serve_on(
         stack.push_async_callback(tasks.cancel)
         tasks.start(_announce(connection, instance))
         tasks.start(_beat(connection, instance, settings.heartbeat_s))
-        door = Door(client, connection, caller)
+        secret = os.urandom(32)
+
+        async def give_secret() -> bytes:
+            return secret
+
+        door = Door(client, connection, caller, give_secret)
         server = _Server(create_app(door), lambda: on_ready(ports_of(sockets)))
         if stop is None:
             stop = asyncio.Event()

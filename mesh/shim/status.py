@@ -80,6 +80,8 @@ TABLE: Final[dict[type[MeshError], Row]] = {
     errors.AgentNotOnNodeError: _UNKNOWN,
     errors.CardRefusedError: _INTERNAL,
     errors.CallError: Row(503, SERVER, "call_interrupted", ends_calls=True),
+    errors.CallNotFoundError: Row(404, BAD_REQUEST, "call_not_found"),
+    errors.KeyReusedError: Row(409, BAD_REQUEST, "idempotency_key_reused"),
     errors.AgentOfflineError: Row(
         503, SERVER, "agent_offline", retry_after_s=_RETRY_SOON_S, ends_calls=True
     ),

@@ -53,6 +53,9 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
             {
                 "mesh.callers",
                 "mesh.calls",
+                "mesh.questions",
+                "mesh.ledger",
+                "mesh.followers",
                 "mesh.inbox",
                 "mesh.outbox",
                 "mesh.client",

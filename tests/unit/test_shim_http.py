@@ -7,9 +7,6 @@ from typing import Any, cast
 import pytest
 from starlette.requests import ClientDisconnect
 
-from mesh.callers import Caller
-from mesh.client import MeshClient
-from mesh.connection import Connection
 from mesh.errors import CallError, PayloadTooLargeError
 from mesh.shim.door import Door, settle
 from mesh.shim.http import read_body, request_id
@@ -88,7 +85,7 @@ def test_other_names_are_replaced(given: str) -> None:
 @pytest.fixture
 def door() -> Door:
     """A door on which nobody calls: only its waiting is looked at."""
-    return Door(cast(MeshClient, None), cast(Connection, None), Caller("http", "node1", "instance"))
+    return Door(*cast(tuple[Any, Any, Any, Any], (None, None, None, None)))
 
 
 async def test_waiting_ends_when_it_is_settled(door: Door) -> None:

@@ -44,7 +44,7 @@ async def bodies(call: Call, *, include_usage: bool = False) -> list[dict[str, A
 async def test_a_completion_passes_byte_by_byte() -> None:
     """What the agent wrote is what the client reads."""
     body = b'{ "choices": [{"message": {"role": "assistant", "content": "hi"}}], "odd": 1 }'
-    assert completion_body(await call_with(), final(body)) == body
+    assert completion_body("c1", "solarius", final(body)) == body
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ async def test_a_completion_passes_byte_by_byte() -> None:
 )
 async def test_any_other_answer_is_wrapped(frame: Frame, content: str) -> None:
     """A FastStream agent returns what it likes; the client gets a completion of it."""
-    body = orjson.loads(completion_body(await call_with(), frame))
+    body = orjson.loads(completion_body("c1", "solarius", frame))
     assert body["object"] == "chat.completion"
     assert body["model"] == "solarius"
     assert body["choices"][0]["message"] == {
@@ -75,7 +75,7 @@ async def test_any_other_answer_is_wrapped(frame: Frame, content: str) -> None:
 async def test_a_completion_without_an_answer_is_an_error(body: bytes) -> None:
     """Clients index into `choices` without looking."""
     with pytest.raises(ProtocolError):
-        completion_body(await call_with(), final(body))
+        completion_body("c1", "solarius", final(body))
 
 
 async def test_an_agent_that_does_not_stream_is_made_to() -> None:
@@ -151,6 +151,10 @@ def test_what_is_no_request_is_blamed(body: bytes, field: str) -> None:
     assert caught.value.field == field
 
 
+async def no_secret() -> bytes:
+    raise AssertionError("a request without an Idempotency-Key needs no secret")
+
+
 class Quick:
     """Stands for a client whose call has ended when it is handed out."""
 
@@ -162,7 +166,7 @@ async def test_an_answer_that_was_faster_than_we_is_not_waited_for() -> None:
     """The frame may come in while the request is still being written."""
     connection = SimpleNamespace(publisher=SimpleNamespace(limit_bytes=10_000))
     caller = Caller("http", "node1", "instance")
-    door = Door(cast(MeshClient, Quick()), cast(Connection, connection), caller)
+    door = Door(cast(MeshClient, Quick()), cast(Connection, connection), caller, no_secret)
     transport = httpx2.ASGITransport(create_app(door))
     async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
         body = {"model": "solarius", "messages": [{"role": "user", "content": "hi"}]}
