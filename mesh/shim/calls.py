@@ -10,7 +10,6 @@ from typing import Any, Final
 from urllib.parse import parse_qs
 
 import orjson
-from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from mesh import codec
@@ -79,18 +78,19 @@ class CallEvents:
         """Answer one request."""
         after = _read_after(scope)
         record = await read_record(self._door.connection, scope["path_params"]["id"])
-        async with (
-            follow_call(self._door.connection, record.call, has_seen_chunks=after > 0) as call,
-            self._door.waiting(receive) as over,
-        ):
-            stream = EventStream(send, {CALL_ID: call.id}, comment=b": keep-alive\n")
+        async with follow_call(
+            self._door.connection, record.call, has_seen_chunks=after > 0
+        ) as call:
+            await self._relay(call, after, receive, send)
+
+    async def _relay(self, call: Call, after: int, receive: Receive, send: Send) -> None:
+        stream = EventStream(send, {CALL_ID: call.id}, comment=b": keep-alive\n")
+        with self._door.waiting(receive) as over:
             relaying = asyncio.create_task(stream.relay(_numbered(call, after)))
             relaying.add_done_callback(lambda _: settle(over))
             try:
                 await over
                 await relaying
-            except ClientDisconnect:
-                raise
             except MeshError as error:
                 told = failure(error, sent_to=call.agent)
                 if stream.has_begun:

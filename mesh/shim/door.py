@@ -4,8 +4,7 @@ Opens nothing; `mesh.shim.server` does. Knows no HTTP status and no OpenAI shape
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from starlette.requests import ClientDisconnect
@@ -19,6 +18,8 @@ from mesh.errors import CallError
 
 HEADER_ROOM_BYTES: Final = 2048
 """What our headers of a request take at most: they count against the broker's limit."""
+WATCH_AFTER_S: Final = 0.02
+"""A client that leaves is noticed no sooner."""
 
 Secret = Callable[[], Awaitable[bytes]]
 """Gives the secret that all replicas of the shim share."""
@@ -50,32 +51,60 @@ class Door:
         """The longest body that the broker takes."""
         return self.connection.publisher.limit_bytes - HEADER_ROOM_BYTES
 
-    @asynccontextmanager
-    async def waiting(self, receive: Receive) -> AsyncIterator["asyncio.Future[None]"]:
-        """Give a future to wait on, for its owner to `settle`; the request's body has been read.
-
-        It raises `ClientDisconnect` when the client leaves, and `CallError` when this door
-        closes. The call itself goes on in both cases.
-        """
-        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        watcher = asyncio.create_task(_watch(receive, over))
-        self._waiting.add(over)
-        if self._is_closing:
-            _interrupt(over)
-        try:
-            yield over
-        finally:
-            watcher.cancel()
-            self._waiting.discard(over)
-            settle(over)
-            if not over.cancelled():
-                over.exception()  # Perhaps nobody came to wait: not an unretrieved exception.
+    def waiting(self, receive: Receive) -> "Waiting":
+        """Wait for an answer beside a client; the request's body has been read."""
+        return Waiting(self._waiting, receive, is_late=self._is_closing)
 
     def close(self) -> None:
         """End all waiting, and whatever begins from now on."""
         self._is_closing = True
         for over in list(self._waiting):
             _interrupt(over)
+
+
+class Waiting:
+    """A context that gives a future to wait on, for its owner to `settle`.
+
+    The future raises `ClientDisconnect` when the client leaves, and `CallError` when the door
+    closes. The call itself goes on in both cases.
+    """
+
+    __slots__ = ("_over", "_receive", "_timer", "_waiting", "_watcher")
+
+    def __init__(
+        self, waiting: set[asyncio.Future[None]], receive: Receive, *, is_late: bool
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self._waiting = waiting
+        self._receive = receive
+        self._over: asyncio.Future[None] = loop.create_future()
+        self._watcher: asyncio.Task[None] | None = None
+        # A task a request would be a tenth of a fast one's cost.
+        self._timer = loop.call_later(WATCH_AFTER_S, self._start_watching)
+        if is_late:
+            _interrupt(self._over)
+
+    def __enter__(self) -> "asyncio.Future[None]":
+        self._waiting.add(self._over)
+        return self._over
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+        self._waiting.discard(self._over)
+        settle(self._over)
+        if not self._over.cancelled():
+            self._over.exception()  # Perhaps nobody came to wait: not an unretrieved exception.
+
+    def _start_watching(self) -> None:
+        self._watcher = asyncio.get_running_loop().create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        if not self._over.done():
+            self._over.set_exception(ClientDisconnect())
 
 
 def settle(over: "asyncio.Future[None]") -> None:
@@ -89,10 +118,3 @@ def _interrupt(over: "asyncio.Future[None]") -> None:
         over.set_exception(
             CallError("this server is stopping; the call itself goes on, its answer is stored")
         )
-
-
-async def _watch(receive: Receive, over: "asyncio.Future[None]") -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    if not over.done():
-        over.set_exception(ClientDisconnect())

@@ -101,7 +101,7 @@ class Exchange:
     async def _serve(
         self, call: Call, asked: Asked, dialect: Dialect, receive: Receive, send: Send
     ) -> None:
-        async with self._door.waiting(receive) as over:
+        with self._door.waiting(receive) as over:
             try:
                 if asked.is_streamed:
                     await self._stream(call, dialect, send, over)

@@ -205,7 +205,7 @@ async def test_an_agent_that_dies_while_it_streams(
 
 def waiting_tasks() -> int:
     """Return how many of the door's tasks wait for an answer in this process."""
-    names = {"_watch", "EventStream.relay", "EventStream._keep_alive"}
+    names = {"Waiting._watch", "EventStream.relay", "EventStream._keep_alive"}
     coroutines = (task.get_coro() for task in asyncio.all_tasks())
     return sum(getattr(one, "__qualname__", "") in names for one in coroutines)
 
