@@ -1,7 +1,7 @@
 """The HTTP application: its routes, and what holds for every answer.
 
-Each answer has an `x-request-id`, each error the OpenAI envelope. Opens no connection and no
-port; see `mesh.shim.server`.
+Each answer has an `x-request-id`, each error the OpenAI envelope. Who may pass is decided by
+`mesh.shim.guard`. Opens no connection and no port; see `mesh.shim.server`.
 """
 
 import logging
@@ -16,10 +16,13 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mesh.errors import MeshError
+from mesh.shim.cors import Cors
 from mesh.shim.door import Door
+from mesh.shim.guard import Guard
 from mesh.shim.health import Health, Live
 from mesh.shim.http import REQUEST_ID, request_id, send_json
 from mesh.shim.openai import ChatCompletions, Model, Models
+from mesh.shim.rules import LOOPBACK_RULES, Rules
 from mesh.shim.status import BAD_REQUEST, SERVER, envelope, failure
 
 logger = logging.getLogger(__name__)
@@ -27,16 +30,21 @@ logger = logging.getLogger(__name__)
 _JSON: Final = "application/json"
 
 
-def create_app(door: Door) -> Starlette:
-    """Make the application that answers for `door`."""
+def create_app(door: Door, rules: Rules = LOOPBACK_RULES) -> Starlette:
+    """Make the application that answers for `door`, guarded by `rules`."""
     app = Starlette(
         routes=_routes(door),
-        middleware=[Middleware(Envelope)],
+        middleware=_middleware(door, rules),
         exception_handlers={HTTPException: _on_http_error, MeshError: _on_mesh_error},
     )
     # A redirected POST loses its body in many clients: `Envelope` takes the slash off instead.
     app.router.redirect_slashes = False
     return app
+
+
+def _middleware(door: Door, rules: Rules) -> list[Middleware]:
+    cors = [Middleware(Cors, origins=rules.cors_origins)] if rules.cors_origins else []
+    return [Middleware(Envelope), *cors, Middleware(Guard, rules=rules, access=door.access)]
 
 
 def _routes(door: Door) -> list[Route]:
@@ -109,7 +117,8 @@ async def _on_mesh_error(_: Request, error: Exception) -> Response:
 async def _on_http_error(request: Request, error: Exception) -> Response:
     """Dress what the router refuses: there is no such path, or not with this method."""
     assert isinstance(error, HTTPException)
-    asked = f"{request.method} {request.url.path}"
+    # Not `request.url`: a Host header that is none would make it raise.
+    asked = f"{request.method} {request.scope['path']}"
     message, code = f"{error.detail}: {asked}", "http_error"
     if error.status_code == 404:
         message, code = f"there is nothing at {asked}: look for a typo", "unknown_url"

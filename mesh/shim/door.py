@@ -11,6 +11,7 @@ from typing import Final
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
+from mesh.access import Access
 from mesh.callers import Caller
 from mesh.client import MeshClient
 from mesh.connection import Connection
@@ -27,6 +28,8 @@ class Door:
         self.client = client
         self.caller = caller
         """Who calls when a client does not say who it is."""
+        self.access = Access(connection)
+        """The API keys."""
         self._connection = connection
         self._waiting: set[asyncio.Future[None]] = set()
         self._is_closing = False

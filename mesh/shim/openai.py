@@ -22,10 +22,11 @@ from mesh.completions import ChunkWriter, completion, read_reply
 from mesh.errors import AgentNotFoundError, InvalidIdError, InvalidInputError, MeshError
 from mesh.frames import Frame
 from mesh.shim.door import Door, settle
+from mesh.shim.guard import may_call, require_agent
 from mesh.shim.http import CALL_ID, read_body, read_headers, send_json
 from mesh.shim.sse import EventStream
 from mesh.shim.status import UNSUPPORTED_PARAMETER, failure
-from mesh.shim.target import Headers, read_source, read_target, read_timeout, split_model
+from mesh.shim.target import read_source, read_target, read_timeout, split_model
 from schemas.chat import ChatDelta, ChatRequest
 from schemas.registry import AgentView, State
 
@@ -40,15 +41,17 @@ class ChatCompletions:
         """Answer one request. What fails before the call is sent is raised as a `MeshError`."""
         body = await read_body(scope, receive, self._door.limit_bytes)
         request = read_request(body)
-        call = await self._start(body, request, read_headers(scope))
+        call = await self._start(scope, body, request)
         async with self._door.waiting(receive) as over:
             if request.stream:
                 await self._stream(call, request, send, over)
             else:
                 await self._answer(call, send, over)
 
-    async def _start(self, body: bytes, request: ChatRequest, headers: Headers) -> Call:
+    async def _start(self, scope: Scope, body: bytes, request: ChatRequest) -> Call:
+        headers = read_headers(scope)
         target = read_target(request, headers)
+        require_agent(scope, target.agent)
         source = read_source(request, headers)
         return await self._door.client.start(
             target.agent,
@@ -103,7 +106,7 @@ class Models:
         found = [
             model_object(view, view.card.id)
             for view in self._door.client.agents()
-            if shows_all or view.state is not State.OFFLINE
+            if (shows_all or view.state is not State.OFFLINE) and may_call(scope, view.card.id)
         ]
         await send_json(send, 200, codec.dumps({"object": "list", "data": found}))
 
@@ -119,6 +122,7 @@ class Model:
         name = scope["path_params"]["id"]
         directory = self._door.client.directory
         agent, node = split_model(name)
+        require_agent(scope, agent)
         try:
             directory.require_target(agent, node)
         except InvalidIdError as error:

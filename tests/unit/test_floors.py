@@ -46,7 +46,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
             }
         ),
     ),
-    ("registry", frozenset({"mesh.registry", "mesh.directory", "mesh.heartbeat"})),
+    ("registry", frozenset({"mesh.access", "mesh.registry", "mesh.directory", "mesh.heartbeat"})),
     (
         "client, agent",
         frozenset(
