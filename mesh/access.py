@@ -9,15 +9,13 @@ import hmac
 import re
 import secrets
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
-from typing import Final
-from uuid import uuid4
+from typing import Any, Final
 
 from mesh import codec, subjects
-from mesh import headers as h
 from mesh.connection import Connection
 from mesh.errors import (
     BrokerUnreachableError,
@@ -46,8 +44,8 @@ _TOKEN: Final = re.compile(r"mesh_([a-z0-9]{1,32})_([A-Za-z0-9_-]{20,100})")
 _MAX_NAME: Final = 100
 _EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
 _OPERATION: Final = "KV-Operation"
-_WRONG_LAST_SEQUENCE: Final = 10071
-"""JetStream error code: somebody else wrote first."""
+_WRONG_LAST_SEQUENCE: Final = (10071, 10164)
+"""JetStream error codes, the second on a cluster: somebody else wrote first."""
 _REREADS: Final = 20
 _REREAD_PAUSE_S: Final = 0.1
 
@@ -88,19 +86,17 @@ class Access:
             StreamMissingError: there is no mesh on this broker.
             BrokerUnreachableError: the broker does not answer.
         """
-        secret = secrets.token_urlsafe(_SECRET_BYTES)
         now = datetime.now(UTC).replace(microsecond=0)
-        key = ApiKey(
-            id="".join(secrets.choice(_ID_CHARACTERS) for _ in range(_ID_LENGTH)),
-            name=_require_name(name),
-            sha256=_digest(secret),
-            agents=tuple(dict.fromkeys(subjects.require_id(agent) for agent in agents)),
-            created_at=now,
-            expires_at=_expiry(now, lifetime_s),
-        )
-        # The id is random: whoever else stands there is this key, from a repeat of the publish.
-        await self._write(_subject(key.id), codec.encode(key), after=0)
-        return IssuedKey(key, f"mesh_{key.id}_{secret}")
+        fields = {
+            "name": _require_name(name),
+            "agents": tuple(dict.fromkeys(subjects.require_id(agent) for agent in agents)),
+            "created_at": now,
+            "expires_at": _expiry(now, lifetime_s),
+        }
+        while True:
+            issued = _issue(fields)
+            if await self._write(_subject(issued.key.id), codec.encode(issued.key), after=0):
+                return issued
 
     async def keys(self) -> list[ApiKey]:
         """Return all keys, the oldest first, revoked ones included.
@@ -214,14 +210,22 @@ class Access:
 
     async def _write(self, subject: str, body: bytes, *, after: int) -> bool:
         """Write, and tell whether nobody was faster: `after` is the revision that was read."""
-        headers = {_EXPECTED: str(after), h.MSG_ID: uuid4().hex}
         try:
-            await self._connection.publisher.publish(subject, body, headers)
+            await self._connection.publisher.publish(subject, body, {_EXPECTED: str(after)})
         except PublishRefusedError as error:
-            if error.err_code == _WRONG_LAST_SEQUENCE:
-                return False
-            raise
+            if error.err_code not in _WRONG_LAST_SEQUENCE:
+                raise
+            # Perhaps we were: the publisher repeats what was not acknowledged.
+            stored = await self._read_last(subject)
+            return stored is not None and stored.body == body
         return True
+
+
+def _issue(fields: Mapping[str, Any]) -> IssuedKey:
+    key_id = "".join(secrets.choice(_ID_CHARACTERS) for _ in range(_ID_LENGTH))
+    secret = secrets.token_urlsafe(_SECRET_BYTES)
+    key = ApiKey(id=key_id, sha256=_digest(secret), **fields)
+    return IssuedKey(key, f"mesh_{key_id}_{secret}")
 
 
 def _digest(secret: str) -> str:
