@@ -26,6 +26,10 @@ Our exception hierarchy:
     │  ├─ NodeNotFoundError        .node
     │  ├─ AgentNotOnNodeError      .agent .node
     │  └─ CardRefusedError         .agent
+    ├─ AccessError
+    │  ├─ UnauthenticatedError
+    │  ├─ NotAllowedError          .agent
+    │  └─ KeyNotFoundError         .key
     └─ CallError                   .agent .call_id
        ├─ CallNotFoundError
        ├─ AgentOfflineError
@@ -203,6 +207,30 @@ class CardRefusedError(RegistryError):
     """The registrar does not accept an announcement."""
 
     code = "card_refused"
+
+
+class AccessError(MeshError):
+    """An API key of the HTTP door does not do what is asked of it."""
+
+    code = "access"
+
+
+class UnauthenticatedError(AccessError):
+    """No API key was given where one is needed, or one that is not valid."""
+
+    code = "unauthenticated"
+
+
+class NotAllowedError(AccessError):
+    """The API key is valid, and not for this agent."""
+
+    code = "not_allowed"
+
+
+class KeyNotFoundError(AccessError):
+    """There is no API key of this id."""
+
+    code = "key_not_found"
 
 
 class CallError(MeshError):

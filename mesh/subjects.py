@@ -29,6 +29,7 @@ MAX_DELIVERIES_ADVISORIES: Final = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.I
 TERMINATED_ADVISORIES: Final = "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.INBOX.*"
 
 REGISTRY_BUCKET: Final = "registry"
+ACCESS_BUCKET: Final = "access"
 INVALID_AGENT: Final = "invalid-id"
 """Stands for a token that is no id, in the subjects of dead letters."""
 

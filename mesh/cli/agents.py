@@ -1,11 +1,11 @@
 """`mesh agents`, `mesh nodes`, `mesh agent`: who is in the mesh."""
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mesh.cli import exits
+from mesh.cli.tables import print_json, print_table
 
 if TYPE_CHECKING:
     from mesh.directory import Directory
@@ -39,7 +39,7 @@ def show_agent(
 async def _list_agents(node: str, as_json: bool) -> None:
     views = [one for one in (await _directory()).agents() if not node or node in one.nodes]
     if as_json:
-        _print_json([one.model_dump(mode="json") for one in views])
+        print_json([one.model_dump(mode="json") for one in views])
         return
     if not views:
         typer.echo("No agents. Run one: mesh run handlers.echo:agent", err=True)
@@ -48,25 +48,25 @@ async def _list_agents(node: str, as_json: bool) -> None:
         (one.card.id, _mark(one.state), ", ".join(one.nodes), _line(one.card.description))
         for one in views
     ]
-    _print_table(("AGENT", "STATE", "NODE", "DESCRIPTION"), rows)
+    print_table(("AGENT", "STATE", "NODE", "DESCRIPTION"), rows)
 
 
 async def _list_nodes(as_json: bool) -> None:
     views = (await _directory()).nodes()
     if as_json:
-        _print_json([one.model_dump(mode="json") for one in views])
+        print_json([one.model_dump(mode="json") for one in views])
         return
     rows = [
         (one.node, _mark(one.state), str(len(one.instances)), ", ".join(one.agents) or "-")
         for one in views
     ]
-    _print_table(("NODE", "STATE", "PROCESSES", "AGENTS"), rows)
+    print_table(("NODE", "STATE", "PROCESSES", "AGENTS"), rows)
 
 
 async def _show_agent(agent: str, as_json: bool) -> None:
     view = (await _directory()).agent(agent)
     if as_json:
-        _print_json(view.model_dump(mode="json"))
+        print_json(view.model_dump(mode="json"))
         return
     facts = {
         "agent": view.card.id,
@@ -100,17 +100,3 @@ def _mark(state: str) -> str:
 
 def _line(text: str) -> str:
     return exits.plain(" ".join(text.split()))
-
-
-def _print_table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
-    table = [head, *rows]
-    widths = [max(len(row[column]) for row in table) for column in range(len(head))]
-    for row in table:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        typer.echo("  ".join(cells).rstrip())
-
-
-def _print_json(value: Any) -> None:
-    import orjson
-
-    typer.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())

@@ -19,6 +19,7 @@ from mesh.followers import follow_call
 from mesh.frames import Frame
 from mesh.ledger import CallRecord, read_record
 from mesh.shim.door import Door, settle
+from mesh.shim.guard import require_agent
 from mesh.shim.http import CALL_ID, read_headers, send_json
 from mesh.shim.openai import chunk_bodies, completion_body
 from mesh.shim.sse import DONE, EventStream, event
@@ -38,7 +39,7 @@ class CallResource:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        record = await read_record(self._door.connection, scope["path_params"]["id"])
+        record = await _find(self._door, scope)
         if scope["method"] == "DELETE":
             await self._cancel(record, send)
             return
@@ -77,7 +78,7 @@ class CallEvents:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         after = _read_after(scope)
-        record = await read_record(self._door.connection, scope["path_params"]["id"])
+        record = await _find(self._door, scope)
         async with follow_call(
             self._door.connection, record.call, has_seen_chunks=after > 0
         ) as call:
@@ -110,6 +111,12 @@ async def _numbered(call: Call, after: int) -> AsyncGenerator[bytes, None]:
         if number > after:
             yield b"id: %d\n%b" % (number, event(body))
     yield event(DONE)
+
+
+async def _find(door: Door, scope: Scope) -> CallRecord:
+    record = await read_record(door.connection, scope["path_params"]["id"])
+    require_agent(scope, record.call.agent)
+    return record
 
 
 def view_of(record: CallRecord) -> dict[str, Any]:

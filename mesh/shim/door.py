@@ -4,12 +4,12 @@ Opens nothing; `mesh.shim.server` does. Knows no HTTP status and no OpenAI shape
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Final
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
+from mesh.access import Access
 from mesh.background import BackgroundTasks
 from mesh.callers import Caller
 from mesh.client import MeshClient
@@ -21,21 +21,17 @@ HEADER_ROOM_BYTES: Final = 2048
 WATCH_AFTER_S: Final = 0.02
 """A client that leaves is noticed no sooner."""
 
-Secret = Callable[[], Awaitable[bytes]]
-"""Gives the secret that all replicas of the shim share."""
-
 
 class Door:
     """The way from HTTP into the mesh: one client, and everybody who waits for an answer."""
 
-    def __init__(
-        self, client: MeshClient, connection: Connection, caller: Caller, secret: Secret
-    ) -> None:
+    def __init__(self, client: MeshClient, connection: Connection, caller: Caller) -> None:
         self.client = client
         self.connection = connection
         self.caller = caller
         """Who calls when a client does not say who it is."""
-        self.secret = secret
+        self.access = Access(connection)
+        """The API keys."""
         self.tasks = BackgroundTasks()
         """What is still to be done when a client has left."""
         self._waiting: set[asyncio.Future[None]] = set()

@@ -21,6 +21,7 @@ from mesh.errors import AgentNotFoundError, InvalidIdError, InvalidInputError
 from mesh.frames import Frame
 from mesh.shim.door import Door
 from mesh.shim.exchange import Asked, Exchange
+from mesh.shim.guard import may_call, owner_of, require_agent
 from mesh.shim.http import read_body, read_headers, send_json
 from mesh.shim.sse import DONE, event
 from mesh.shim.status import UNSUPPORTED_PARAMETER, Failure
@@ -44,6 +45,7 @@ class ChatCompletions:
         request = read_request(body)
         headers = read_headers(scope)
         target = read_target(request, headers)
+        require_agent(scope, target.agent)
         source = read_source(request, headers)
         asked = Asked(
             target=target,
@@ -51,6 +53,7 @@ class ChatCompletions:
             is_streamed=request.stream,
             source=known_source(source.agent, source.node, self._door.caller),
             terms=read_terms(request.model_extra or {}, headers),
+            owner=owner_of(scope),
         )
         dialect = ChatDialect(include_usage=request.include_usage)
         await self._exchange.run(asked, dialect, receive, send)
@@ -93,7 +96,7 @@ class Models:
         found = [
             model_object(view, view.card.id)
             for view in self._door.client.agents()
-            if shows_all or view.state is not State.OFFLINE
+            if (shows_all or view.state is not State.OFFLINE) and may_call(scope, view.card.id)
         ]
         await send_json(send, 200, codec.dumps({"object": "list", "data": found}))
 
@@ -109,6 +112,7 @@ class Model:
         name = scope["path_params"]["id"]
         directory = self._door.client.directory
         agent, node = split_model(name)
+        require_agent(scope, agent)
         try:
             directory.require_target(agent, node)
         except InvalidIdError as error:

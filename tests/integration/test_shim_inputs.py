@@ -166,7 +166,7 @@ async def test_what_the_router_refuses(
 async def test_a_bug_of_ours_wears_the_envelope(caplog: pytest.LogCaptureFixture) -> None:
     """The client gets an id to quote, the log the traceback."""
     broken: Any = None
-    transport = httpx2.ASGITransport(create_app(Door(broken, broken, broken, broken)))
+    transport = httpx2.ASGITransport(create_app(Door(broken, broken, broken)))
     async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
         answer = await client.get("/v1/models", headers={"x-request-id": "quote-me"})
     assert answer.status_code == 500

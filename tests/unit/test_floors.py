@@ -32,6 +32,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
             {
                 "mesh.background",
                 "mesh.child",
+                "mesh.heap",
                 "mesh.clock",
                 "mesh.publisher",
                 "mesh.connection",
@@ -46,7 +47,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
             }
         ),
     ),
-    ("registry", frozenset({"mesh.registry", "mesh.directory", "mesh.heartbeat"})),
+    ("registry", frozenset({"mesh.access", "mesh.registry", "mesh.directory", "mesh.heartbeat"})),
     (
         "client, agent",
         frozenset(

@@ -86,7 +86,7 @@ def test_other_names_are_replaced(given: str) -> None:
 @pytest.fixture
 def door() -> Door:
     """A door on which nobody calls: only its waiting is looked at."""
-    return Door(*cast(tuple[Any, Any, Any, Any], (None, None, None, None)))
+    return Door(*cast(tuple[Any, Any, Any], (None, None, None)))
 
 
 async def test_waiting_ends_when_it_is_settled(door: Door) -> None:

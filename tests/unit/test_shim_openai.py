@@ -151,10 +151,6 @@ def test_what_is_no_request_is_blamed(body: bytes, field: str) -> None:
     assert caught.value.field == field
 
 
-async def no_secret() -> bytes:
-    raise AssertionError("a request without an Idempotency-Key needs no secret")
-
-
 class Quick:
     """Stands for a client whose call has ended when it is handed out."""
 
@@ -166,7 +162,7 @@ async def test_an_answer_that_was_faster_than_we_is_not_waited_for() -> None:
     """The frame may come in while the request is still being written."""
     connection = SimpleNamespace(publisher=SimpleNamespace(limit_bytes=10_000))
     caller = Caller("http", "node1", "instance")
-    door = Door(cast(MeshClient, Quick()), cast(Connection, connection), caller, no_secret)
+    door = Door(cast(MeshClient, Quick()), cast(Connection, connection), caller)
     transport = httpx2.ASGITransport(create_app(door))
     async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
         body = {"model": "solarius", "messages": [{"role": "user", "content": "hi"}]}
