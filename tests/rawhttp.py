@@ -64,16 +64,27 @@ class RawClient:
             return False
 
 
-@asynccontextmanager
-async def raw(base: str, *, receive_buffer: int = 0) -> AsyncIterator[RawClient]:
-    """Connect to `base`; with a small `receive_buffer` a server soon feels who does not read."""
+def address(base: str) -> tuple[str, int]:
+    """Return what to connect to for a base URL."""
     at = urlsplit(base)
+    return str(at.hostname), at.port or 80
+
+
+def raw_socket(*, receive_buffer: int = 0) -> socket.socket:
+    """Return a socket for asyncio, perhaps with a small buffer."""
     opened = socket.socket()
     opened.setblocking(False)
     if receive_buffer:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-    await asyncio.get_running_loop().sock_connect(opened, (at.hostname, at.port))
-    reader, writer = await asyncio.open_connection(sock=opened, limit=65_536)
+    return opened
+
+
+@asynccontextmanager
+async def raw(base: str, *, receive_buffer: int = 0) -> AsyncIterator[RawClient]:
+    """Connect to `base`; with a small `receive_buffer` a server soon feels who does not read."""
+    opened = raw_socket(receive_buffer=receive_buffer)
+    await asyncio.get_running_loop().sock_connect(opened, address(base))
+    reader, writer = await asyncio.open_connection(sock=opened)
     try:
         yield RawClient(reader, writer)
     finally:
