@@ -46,7 +46,18 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
             }
         ),
     ),
-    ("registry", frozenset({"mesh.registry", "mesh.directory", "mesh.heartbeat"})),
+    (
+        "registry",
+        frozenset(
+            {
+                "mesh.registry",
+                "mesh.records",
+                "mesh.standing",
+                "mesh.directory",
+                "mesh.heartbeat",
+            }
+        ),
+    ),
     (
         "client, agent",
         frozenset(
