@@ -8,7 +8,6 @@ from mesh.shim.door import Door
 from mesh.shim.http import send_json
 from mesh.shim.status import failure
 from mesh.version import VERSION
-from schemas.registry import State
 
 
 class Live:
@@ -32,7 +31,7 @@ class Health:
             "status": "ok" if is_ready else "unavailable",
             "node": self._door.caller.node,
             "broker": "connected" if is_ready else "disconnected",
-            "agents_online": sum(view.state is State.ONLINE for view in self._door.client.agents()),
+            "agents_online": self._door.client.directory.online_count(),
             "version": VERSION,
         }
         if is_ready:

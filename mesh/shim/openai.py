@@ -1,16 +1,13 @@
-"""The OpenAI endpoints: chat completions and models. Translation, and no logic of its own.
+"""The OpenAI endpoint: chat completions. Translation, and no logic of its own.
 
 Validates a request and forwards the bytes it got; passes on the bytes that the agent wrote. Only
 answers that are text, or no completion, are wrapped here. Source of the shapes: the OpenAI API
-reference, "Create chat completion" and "Models".
+reference, "Create chat completion".
 """
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
-from datetime import datetime
 from functools import partial
-from typing import Any
-from urllib.parse import parse_qs
 
 import orjson
 from starlette.types import Receive, Scope, Send
@@ -19,15 +16,14 @@ from mesh import codec
 from mesh.callers import known_source
 from mesh.calls import Call
 from mesh.completions import ChunkWriter, completion, read_reply
-from mesh.errors import AgentNotFoundError, InvalidIdError, InvalidInputError, MeshError
+from mesh.errors import InvalidInputError, MeshError
 from mesh.frames import Frame
 from mesh.shim.door import Door, settle
 from mesh.shim.http import CALL_ID, read_body, read_headers, send_json
 from mesh.shim.sse import EventStream
 from mesh.shim.status import UNSUPPORTED_PARAMETER, failure
-from mesh.shim.target import Headers, read_source, read_target, read_timeout, split_model
+from mesh.shim.target import Headers, read_source, read_target, read_timeout
 from schemas.chat import ChatDelta, ChatRequest
-from schemas.registry import AgentView, State
 
 
 class ChatCompletions:
@@ -91,42 +87,6 @@ class ChatCompletions:
             await _stop(relaying)
 
 
-class Models:
-    """`GET /v1/models`: who can be called now; with `?all=1`, everybody who is known."""
-
-    def __init__(self, door: Door) -> None:
-        self._door = door
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, from memory."""
-        shows_all = parse_qs(scope["query_string"]).get(b"all") == [b"1"]
-        found = [
-            model_object(view, view.card.id)
-            for view in self._door.client.agents()
-            if shows_all or view.state is not State.OFFLINE
-        ]
-        await send_json(send, 200, codec.dumps({"object": "list", "data": found}))
-
-
-class Model:
-    """`GET /v1/models/{id}`: one agent, or one on one node."""
-
-    def __init__(self, door: Door) -> None:
-        self._door = door
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, from memory."""
-        name = scope["path_params"]["id"]
-        directory = self._door.client.directory
-        agent, node = split_model(name)
-        try:
-            directory.require_target(agent, node)
-        except InvalidIdError as error:
-            # Clients probe for the models they know by heart, such as gpt-3.5-turbo.
-            raise AgentNotFoundError(f"no agent: {error.message}", agent=name) from None
-        await send_json(send, 200, codec.dumps(model_object(directory.agent(agent), name)))
-
-
 def read_request(body: bytes) -> ChatRequest:
     """Read the body of a chat request.
 
@@ -169,17 +129,6 @@ async def chunk_bodies(call: Call, *, include_usage: bool) -> AsyncGenerator[byt
             yield body
 
 
-def model_object(view: AgentView, name: str) -> dict[str, Any]:
-    """Return an agent as a model called `name`."""
-    return {
-        "id": name,
-        "object": "model",
-        "created": _created(view),
-        "owned_by": "mesh",
-        "name": f"{name} ({', '.join(view.nodes)})" if view.nodes else name,
-    }
-
-
 def _is_completion(body: bytes) -> bool:
     try:
         choices = orjson.loads(body)["choices"]
@@ -198,13 +147,6 @@ def _as_chunks(call: Call, frame: Frame, *, include_usage: bool) -> Iterator[byt
     yield chunks.finish(reply.finish_reason)
     if include_usage:
         yield chunks.usage(reply.usage)
-
-
-def _created(view: AgentView) -> int:
-    try:
-        return int(datetime.fromisoformat(view.registered_at).timestamp())
-    except ValueError:
-        return 0
 
 
 async def _send_failure(send: Send, error: MeshError, call: Call) -> None:
