@@ -1,4 +1,4 @@
-"""The control plane as one FastStream application: registrar and dead letters.
+"""The control plane as one FastStream application: registrar, cancels and dead letters.
 
 Declares the streams, gives the handlers what they work with, and ends the process rather than
 living on deaf. `python -m handlers.app` and `mesh up control` run it.
@@ -14,6 +14,8 @@ from faststream import ContextRepo, FastStream
 from faststream.nats import NatsBroker
 from nats.aio.client import Client
 
+from handlers.cancel import LINK
+from handlers.cancel import router as cancel_router
 from handlers.dead_letters import Undertaker
 from handlers.registrar import Registrar
 from handlers.registry import router as registry_router
@@ -51,7 +53,7 @@ def create_app(
         max_outstanding_pings=2,
         drain_timeout=3,
         reconnected_cb=control.reconnected,
-        routers=(registry_router,),
+        routers=(registry_router, cancel_router),
         logger=logging.getLogger("mesh.faststream"),
         log_level=logging.DEBUG,
     )
@@ -116,6 +118,7 @@ class _Control:
             self._registrar = registrar
             self._undertaker = Undertaker(connection, directory, self._settings)
             context.set_global("registrar", registrar)
+            context.set_global(LINK, connection)
             watchdog = Watchdog(lambda: client.is_connected)
             self._tasks.start(watchdog.tick_forever())
             stack.push_async_callback(connection.release)

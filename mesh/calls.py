@@ -6,10 +6,17 @@ Does not publish; `mesh.client` starts calls and `mesh.inbox` brings their frame
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from enum import StrEnum
 
 from mesh.completions import read_delta, read_reply
-from mesh.errors import MeshError, ProtocolError, StreamRestartedError
+from mesh.errors import (
+    CallCancelledError,
+    CallTimeoutError,
+    MeshError,
+    ProtocolError,
+    StreamRestartedError,
+)
 from mesh.frames import Frame
 from schemas.chat import ChatReply
 from schemas.frame import FrameKind
@@ -23,6 +30,26 @@ class CallState(StrEnum):
     WORKING = "working"
     ANSWERED = "answered"
     FAILED = "failed"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+
+    @classmethod
+    def of_error(cls, error: MeshError) -> "CallState":
+        """Return how a call has ended that ended with `error`."""
+        if isinstance(error, CallTimeoutError):
+            return cls.EXPIRED
+        return cls.CANCELLED if isinstance(error, CallCancelledError) else cls.FAILED
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCall:
+    """A call that lies in JetStream, and whom this process may not be waiting for."""
+
+    id: str
+    agent: str
+    reply_subject: str
+    sequence: int
+    """Place of the request among the mailboxes; 0 where nobody knows it."""
 
 
 class Call:
@@ -34,6 +61,8 @@ class Call:
         self.reply_subject = reply_subject
         self.timeout_s = timeout_s
         self.state = CallState.SENT
+        self.sequence = 0
+        """Place of the request among the mailboxes, once it is stored."""
         self.last_sequence = 0
         """Place in the reply stream up to which nothing is missing."""
         self._final: Frame | None = None
@@ -61,8 +90,9 @@ class Call:
         """Run `callback` when the call ends, however it does."""
         self._on_end.append(callback)
 
-    def stored(self) -> None:
+    def stored(self, sequence: int) -> None:
         """Take note that the request is in the mailbox."""
+        self.sequence = sequence
         if self.state is CallState.SENT:
             self.state = CallState.STORED
 
@@ -85,7 +115,7 @@ class Call:
         """End the call with an error, unless it has ended."""
         if self.is_done:
             return
-        self.state = CallState.FAILED
+        self.state = CallState.of_error(error)
         error.fields.setdefault("agent", self.agent)
         error.fields.setdefault("call_id", self.id)
         self._end(error)

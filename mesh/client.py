@@ -5,35 +5,43 @@ A call is a message in the agent's mailbox and the wait for its frames. Does not
 """
 
 import asyncio
-import math
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Final
 from uuid import uuid4
 
 from mesh import codec, subjects
 from mesh import headers as h
 from mesh.callers import NO_LINEAGE, Caller, Lineage, new_instance_id
-from mesh.calls import Call
+from mesh.calls import Call, StoredCall
 from mesh.connection import Connection, open_connection
 from mesh.directory import Directory, follow_directory
 from mesh.errors import (
     AgentOfflineError,
     BrokerUnreachableError,
     InvalidInputError,
+    KeyReusedError,
 )
+from mesh.history import read_at
 from mesh.inbox import ReplyInbox
-from mesh.outbox import Outbox, Request
+from mesh.outbox import Outbox, compose
 from mesh.publisher import PubAck
+from mesh.questions import Question, encode_question
 from mesh.settings import DEFAULT_TIMEOUT_S, Settings
-from schemas.chat import ChatReply, ChatRequest
+from mesh.streams import INBOX
+from schemas.chat import ChatReply
+from schemas.frame import CancelBody
 from schemas.registry import AgentView, NodeView, State
 
 RECONNECT_PATIENCE_S: Final = 2.0
 """How long a new call waits for a lost connection before it says so."""
 
-Question = str | ChatRequest | Mapping[str, Any]
+KEEP_S: Final = 24 * 3600
+"""How long the frames of a call are kept that nobody waits for: the horizon of resume and retry."""
+ANY_INSTANCE: Final = "any"
+"""Stands for the process in the reply subject of an idempotent call: every replica of a caller
+must find the same ledger."""
 
 
 class MeshClient:
@@ -129,22 +137,87 @@ class MeshClient:
             HopLimitError: agents call each other in a loop.
             BrokerUnreachableError: not connected.
         """
-        _require_timeout(timeout_s)
-        self.directory.require_target(agent, node)
+        await self._require_way(agent, node, timeout_s, wait=wait)
         lineage.require_room(agent)
-        if not wait and self.directory.state_on(agent, node) is State.OFFLINE:
-            where = f" on {node}" if node else ""
-            raise AgentOfflineError(f"agent {agent!r} is not running{where} now", agent=agent)
-        if not self._connection.client.is_connected:
-            await self._require_connection()
         call_id = os.urandom(16).hex()
         call = Call(call_id, agent, self._inbox.reply_subject(call_id, agent), timeout_s)
-        headers = self._headers(call, content_type, node, lineage, source or self._caller)
-        request = Request(subjects.inbox(agent, node), body, headers)
-        self._connection.publisher.require_size(body, headers)
+        request = compose(
+            call,
+            body,
+            content_type=content_type,
+            node=node,
+            source=source or self._caller,
+            lineage=lineage,
+        )
+        self._connection.publisher.require_size(body, request.headers)
         self._inbox.expect(call)
         await self._outbox.send(call, request)
         return call
+
+    async def submit(
+        self,
+        agent: str,
+        body: bytes,
+        *,
+        content_type: str = h.JSON,
+        node: str | None = None,
+        timeout_s: float = h.MAX_TIMEOUT_S,
+        wait: bool = True,
+        source: Caller | None = None,
+        call_id: str = "",
+    ) -> StoredCall:
+        """Send a request that nobody waits for, and return when JetStream has it.
+
+        Its frames are kept for a day, for whoever knows the call's id; see `mesh.ledger`. With a
+        `call_id` of the caller's own, 128 bits that nobody can guess, the call is idempotent: a
+        second one is the same call, also through another process, and its agent is asked once.
+        It is up to the caller to look into the ledger first.
+
+        Raises what `start` raises, and:
+            KeyReusedError: another request is on its way under this `call_id`.
+            MailboxFullError: too many requests wait for the agent already.
+            PublishRefusedError: JetStream does not take it.
+        """
+        await self._require_way(agent, node, timeout_s, wait=wait)
+        name = call_id or os.urandom(16).hex()
+        instance = ANY_INSTANCE if call_id else self._caller.instance
+        reply_subject = subjects.reply(self._caller.id, instance, name, agent)
+        call = Call(name, agent, reply_subject, timeout_s)
+        request = compose(
+            call,
+            body,
+            content_type=content_type,
+            node=node,
+            source=source or self._caller,
+            lineage=NO_LINEAGE,
+        )
+        request.headers[h.KEEP_S] = str(KEEP_S)
+        if call_id:
+            request.headers[h.IDEMPOTENCY] = "1"
+        stored = await self._outbox.store(request, agent)
+        if stored.is_duplicate and not await self._is_same(stored.sequence, body):
+            raise KeyReusedError(f"call {name} has another body already", agent=agent, call_id=name)
+        await self._outbox.record(request, stored.sequence)
+        return StoredCall(name, agent, reply_subject, stored.sequence)
+
+    async def cancel(self, call: Call | StoredCall) -> None:
+        """Ask for the end of a call, and return when JetStream has that.
+
+        Whoever waits gets a `CallCancelledError`, unless the agent has answered by then. Work in
+        a thread is only told: it goes on until it looks.
+
+        Raises:
+            BrokerUnreachableError: no acknowledgement.
+        """
+        body = codec.encode(CancelBody(sequence=call.sequence))
+        headers = {h.CONTENT_TYPE: h.JSON, h.MSG_ID: f"{call.id}.cancel"}
+        subject = subjects.cancel(call.agent, call.id)
+        await self._connection.publisher.publish(subject, body, headers)
+
+    async def _is_same(self, sequence: int, body: bytes) -> bool:
+        """Tell whether a request in a mailbox has this body. One that is gone counts as same."""
+        found = await read_at(self._connection, INBOX, sequence)
+        return found is None or found.body == body
 
     async def publish_event(
         self, agent: str, name: str, body: bytes, *, content_type: str = h.JSON
@@ -164,6 +237,18 @@ class MeshClient:
         subject = subjects.event(agent, name)
         return await self._connection.publisher.publish(subject, body, headers)
 
+    async def _require_way(
+        self, agent: str, node: str | None, timeout_s: float, *, wait: bool
+    ) -> None:
+        """Check that a request can be sent, and that there is a use in it."""
+        _require_timeout(timeout_s)
+        self.directory.require_target(agent, node)
+        if not wait and self.directory.state_on(agent, node) is State.OFFLINE:
+            where = f" on {node}" if node else ""
+            raise AgentOfflineError(f"agent {agent!r} is not running{where} now", agent=agent)
+        if not self._connection.client.is_connected:
+            await self._require_connection()
+
     async def _require_connection(self) -> None:
         client = self._connection.client
         deadline = asyncio.get_running_loop().time() + RECONNECT_PATIENCE_S
@@ -173,48 +258,6 @@ class MeshClient:
                     "the broker is not reachable; nothing was sent", servers=""
                 )
             await asyncio.sleep(0.05)
-
-    def _headers(
-        self, call: Call, content_type: str, node: str | None, lineage: Lineage, source: Caller
-    ) -> dict[str, str]:
-        # Never the call's id: whoever knows that can answer the call.
-        trace_id = lineage.trace_id or os.urandom(16).hex()
-        headers = {
-            h.REPLY_TO: call.reply_subject,
-            h.CORRELATION_ID: call.id,
-            h.CONTENT_TYPE: content_type,
-            h.MSG_ID: call.id,
-            h.TTL: h.ttl(call.timeout_s),
-            h.TIMEOUT_MS: str(math.ceil(call.timeout_s * 1000)),
-            h.SOURCE_AGENT: source.id,
-            h.SOURCE_NODE: source.node,
-            h.TRACEPARENT: f"00-{trace_id}-{os.urandom(8).hex()}-01",
-        }
-        if node:
-            headers[h.TARGET_NODE] = node
-        if lineage.hops:
-            headers[h.HOPS] = ",".join(lineage.hops)
-        return headers
-
-
-def encode_question(agent: str, question: Question, *, stream: bool) -> bytes:
-    """Encode a question as the OpenAI body that travels.
-
-    Raises:
-        InvalidInputError: it is empty, or no chat request.
-    """
-    if isinstance(question, str):
-        if not question.strip():
-            raise InvalidInputError("the message is empty", field="messages")
-        value: dict[str, Any] = {"messages": [{"role": "user", "content": question}]}
-    elif isinstance(question, ChatRequest):
-        value = question.model_dump(mode="json", exclude_unset=True)
-    else:
-        codec.validate(ChatRequest, question)
-        value = dict(question)
-    value.setdefault("model", agent)
-    value["stream"] = stream
-    return codec.dumps(value)
 
 
 def _require_timeout(timeout_s: float) -> None:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from mesh import headers as h
 from mesh.callers import Lineage
 from mesh.calls import Call
-from mesh.client import MeshClient, Question, encode_question
+from mesh.client import MeshClient
 from mesh.errors import CallTimeoutError
+from mesh.questions import Question, encode_question
 from mesh.settings import DEFAULT_TIMEOUT_S
 from schemas.chat import ChatReply
 

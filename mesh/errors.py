@@ -26,11 +26,17 @@ Our exception hierarchy:
     │  ├─ NodeNotFoundError        .node
     │  ├─ AgentNotOnNodeError      .agent .node
     │  └─ CardRefusedError         .agent
+    ├─ AccessError
+    │  ├─ UnauthenticatedError
+    │  ├─ NotAllowedError          .agent
+    │  └─ KeyNotFoundError         .key
     └─ CallError                   .agent .call_id
+       ├─ CallNotFoundError
        ├─ AgentOfflineError
        ├─ MailboxFullError
        ├─ CallTimeoutError         .timeout_s   (also a TimeoutError)
        ├─ CallCancelledError
+       ├─ KeyReusedError
        ├─ HopLimitError            .hops
        ├─ StreamRestartedError     .attempt
        └─ AgentFailedError         .remote_code
@@ -203,10 +209,40 @@ class CardRefusedError(RegistryError):
     code = "card_refused"
 
 
+class AccessError(MeshError):
+    """An API key of the HTTP door does not do what is asked of it."""
+
+    code = "access"
+
+
+class UnauthenticatedError(AccessError):
+    """No API key was given where one is needed, or one that is not valid."""
+
+    code = "unauthenticated"
+
+
+class NotAllowedError(AccessError):
+    """The API key is valid, and not for this agent."""
+
+    code = "not_allowed"
+
+
+class KeyNotFoundError(AccessError):
+    """There is no API key of this id."""
+
+    code = "key_not_found"
+
+
 class CallError(MeshError):
     """A call did not end with an answer."""
 
     code = "call"
+
+
+class CallNotFoundError(CallError):
+    """Nothing is stored of a call of this id, or no longer."""
+
+    code = "call_not_found"
 
 
 class AgentOfflineError(CallError):
@@ -231,6 +267,12 @@ class CallCancelledError(CallError):
     """The call was stopped on request."""
 
     code = "cancelled"
+
+
+class KeyReusedError(CallError):
+    """An idempotency key names another request already."""
+
+    code = "key_reused"
 
 
 class HopLimitError(CallError):

@@ -25,6 +25,7 @@ from mesh.delivery import Delivery
 from mesh.errors import (
     AgentFailedError,
     BrokerUnreachableError,
+    CallCancelledError,
     CallTimeoutError,
     HopLimitError,
     InvalidInputError,
@@ -59,12 +60,36 @@ class Place:
     threads: ThreadPoolExecutor
 
 
+@dataclass(slots=True)
+class _Run:
+    """A delivery that is worked on."""
+
+    limit: asyncio.Timeout
+    is_cancelled: bool = False
+
+
 class Execution:
     """Answers the calls of one agent in one place."""
 
     def __init__(self, agent: Agent, place: Place) -> None:
         self._agent = agent
         self._place = place
+        self._runs: dict[int, _Run] = {}
+        """By place in the stream."""
+
+    def cancel(self, sequence: int) -> bool:
+        """Stop the handler of a delivery on request; False when it does not run.
+
+        The caller is told, and the request acknowledged, as after any failure. A handler in a
+        thread goes on until it looks at `call.cancelled`; what it returns is dropped.
+        """
+        run = self._runs.get(sequence)
+        if run is None:
+            return False
+        run.is_cancelled = True
+        if not run.limit.expired():
+            run.limit.reschedule(0)
+        return True
 
     async def run(self, delivery: Delivery) -> None:
         """Work on a delivery until it is settled.
@@ -87,7 +112,7 @@ class Execution:
             return
         writer = ReplyWriter(self._place.connection, address)
         try:
-            is_repeat = (delivery.attempt > 1 or headers.is_retry) and writer.takes_chunks
+            is_repeat = (delivery.attempt > 1 or headers.is_repeatable) and writer.takes_chunks
             ledger = address.subjects[0]
             if is_repeat and await is_answered(self._place.connection, ledger, address.call_id):
                 await delivery.ack()
@@ -114,21 +139,25 @@ class Execution:
         left_s: float | None,
     ) -> None:
         """Run the handler, and write what it says or why it failed."""
+        is_short = left_s is not None and left_s <= WORKING_AFTER_S
+        run = _Run(asyncio.timeout(left_s if is_short else None))
         try:
             question = read_question(delivery, headers)
             context = self._context(delivery, headers, question, left_s)
-            is_short = left_s is not None and left_s <= WORKING_AFTER_S
-            async with asyncio.timeout(left_s if is_short else None) as limit:
-                reply = await self._handle(question, context, writer, limit)
+            self._runs[delivery.sequence] = run
+            async with run.limit:
+                reply = await self._handle(question, context, writer, run)
             body, content_type = self._encode(
                 reply, context, as_json=self._wants_json(question, headers)
             )
         except TimeoutError as error:
-            failure: MeshError | None = _timeout(self._agent.id, error, headers)
+            failure: MeshError | None = self._stopped(run, error, headers)
         except MeshError as error:
             failure = error
         else:
             failure = None
+        finally:
+            self._runs.pop(delivery.sequence, None)
         await self._settle_bare(delivery, headers)
         if failure is not None:
             await writer.error(failure)
@@ -137,6 +166,12 @@ class Execution:
             await writer.final(body, content_type)
         except InvalidInputError as error:  # The answer is over the broker's limit.
             await writer.error(error)
+
+    def _stopped(self, run: _Run, error: TimeoutError, headers: h.RequestHeaders) -> MeshError:
+        """Say why a handler was stopped, or that it let its own time-out through."""
+        if run.is_cancelled:
+            return CallCancelledError(f"the call to agent {self._agent.id!r} was cancelled")
+        return _timeout(self._agent.id, error, headers)
 
     def _wants_json(self, question: Question, headers: h.RequestHeaders) -> bool:
         return question.wants_json and bool(headers.reply_to)
@@ -186,14 +221,14 @@ class Execution:
         question: Question,
         context: CallContext,
         writer: ReplyWriter,
-        limit: asyncio.Timeout,
+        run: _Run,
     ) -> ChatReply:
         handler = self._agent.handler
         if handler is None:
             raise AgentFailedError(f"agent {self._agent.id!r} answers no chat requests")
         loop = asyncio.get_running_loop()
         # One timer for a fast call, and its deadline is only set when it turns out slow.
-        slow = loop.call_later(WORKING_AFTER_S, self._turn_slow, context, writer, limit)
+        slow = loop.call_later(WORKING_AFTER_S, self._turn_slow, context, writer, run)
         try:
             if handler.kind.streams:
                 return await self._stream(handler, question.chat, context, writer)
@@ -218,9 +253,11 @@ class Execution:
         finally:
             slow.cancel()
 
-    def _turn_slow(self, context: CallContext, writer: ReplyWriter, limit: asyncio.Timeout) -> None:
+    def _turn_slow(self, context: CallContext, writer: ReplyWriter, run: _Run) -> None:
+        if run.is_cancelled or run.limit.expired():
+            return
         if context.deadline is not None:
-            limit.reschedule(context.deadline)
+            run.limit.reschedule(context.deadline)
         body = WorkingBody(
             agent=self._agent.id,
             node=self._place.node,

@@ -31,6 +31,8 @@ TARGET_NODE: Final = "mesh-target-node"
 TIMEOUT_MS: Final = "mesh-timeout-ms"
 HOPS: Final = "mesh-hops"
 RETRY: Final = "mesh-retry"
+IDEMPOTENCY: Final = "mesh-idempotency"
+KEEP_S: Final = "mesh-keep-s"
 
 KIND: Final = "mesh-kind"
 SEQ: Final = "mesh-seq"
@@ -89,7 +91,10 @@ class RequestHeaders:
     source_node: str = ""
     timeout_ms: int | None = None
     hops: tuple[str, ...] = ()
-    is_retry: bool = False
+    is_repeatable: bool = False
+    """Whether this may be a repeat of a call that has been answered."""
+    keep_s: int = 0
+    """How long the frames are worth keeping after the deadline."""
     traceparent: str = ""
 
     @classmethod
@@ -106,7 +111,8 @@ class RequestHeaders:
             source_node=_id_or_empty(raw.get(SOURCE_NODE, "")),
             timeout_ms=number(raw.get(TIMEOUT_MS)),
             hops=tuple(hops.split(",")) if hops else (),
-            is_retry=RETRY in raw,
+            is_repeatable=RETRY in raw or IDEMPOTENCY in raw,
+            keep_s=number(raw.get(KEEP_S)) or 0,
             traceparent=raw.get(TRACEPARENT, ""),
         )
 

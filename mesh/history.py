@@ -12,6 +12,7 @@ from typing import Final
 import nats.errors
 import orjson
 from nats.aio.msg import Msg
+from nats.js.errors import APIError, NotFoundError
 
 from mesh import headers as h
 from mesh.connection import Connection
@@ -19,6 +20,9 @@ from mesh.errors import BrokerUnreachableError, StreamMissingError, TransportErr
 
 BATCH: Final = 1_000
 TIMEOUT_S: Final = 5.0
+
+NO_MESSAGE: Final = 10037
+"""JetStream error code: no message found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,33 @@ async def read_last(connection: Connection, stream: str, subject: str) -> Stored
     if status is not None:
         raise TransportError(f"reading {stream}: {headers.get('Description', status)}")
     return StoredMessage(subject, int(headers[h.SEQUENCE]), headers, answer.data)
+
+
+async def read_at(connection: Connection, stream: str, sequence: int) -> StoredMessage | None:
+    """Read the message at one place of a stream, from the stream's leader; None if it is gone.
+
+    Raises:
+        StreamMissingError: the stream does not exist.
+        BrokerUnreachableError: no answer in time.
+        TransportError: the server refuses the read.
+    """
+    try:
+        found = await connection.client.jsm(timeout=TIMEOUT_S).get_msg(stream, sequence)
+    except NotFoundError as error:
+        if error.err_code == NO_MESSAGE:
+            return None
+        raise StreamMissingError(f"the broker has no stream {stream}; run `mesh up`") from error
+    except APIError as error:
+        raise TransportError(f"reading {stream}: {error.description}") from error
+    except nats.errors.Error as error:
+        raise BrokerUnreachableError(f"cannot read {stream}: {error}") from error
+    return StoredMessage(
+        subject=str(found.subject),
+        sequence=sequence,
+        # nats-py gives a non-ASCII value as an `email.header.Header`.
+        headers={name: str(value) for name, value in (found.headers or {}).items()},
+        body=found.data or b"",
+    )
 
 
 def is_stored_under(headers: Mapping[str, str] | None, stream: str, subject: str) -> bool:

@@ -1,19 +1,35 @@
 """Puts requests into mailboxes, and tells the call what became of it.
 
-The acknowledgement is awaited beside the answer, not before it: a fast agent answers first.
+The acknowledgement is awaited beside the answer, not before it: a fast agent answers first. A
+call that takes longer than a moment, or that nobody waits for, gets its `stored` frame, from
+which anybody can tell where it stands.
 """
 
 import asyncio
+import logging
+import math
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
+from typing import Final
 
+from mesh import codec, subjects
 from mesh import headers as h
 from mesh.background import BackgroundTasks
+from mesh.callers import Caller, Lineage
 from mesh.calls import Call
 from mesh.errors import AckLostError, MailboxFullError, MeshError, PublishRefusedError
 from mesh.publisher import MAILBOX_FULL, PubAck, Publisher
+from mesh.replies import frame_lifetime_s
+from schemas.frame import FrameKind, StoredBody
+
+logger = logging.getLogger(__name__)
+
+RECORD_AFTER_S: Final = 0.2
+"""Fast calls pay nothing; a slow one is put on record once."""
 
 
 @dataclass(slots=True)
@@ -29,12 +45,45 @@ class Request:
         return Request(self.subject, self.body, {**self.headers, h.RETRY: "1"})
 
 
+def compose(
+    call: Call,
+    body: bytes,
+    *,
+    content_type: str,
+    node: str | None,
+    source: Caller,
+    lineage: Lineage,
+) -> Request:
+    """Write the request of a call. Nothing of a client's own gets among the headers."""
+    # Never the call's id: whoever knows that can answer the call.
+    trace_id = lineage.trace_id or os.urandom(16).hex()
+    headers = {
+        h.REPLY_TO: call.reply_subject,
+        h.CORRELATION_ID: call.id,
+        h.CONTENT_TYPE: content_type,
+        h.MSG_ID: call.id,
+        h.TTL: h.ttl(call.timeout_s),
+        h.TIMEOUT_MS: str(math.ceil(call.timeout_s * 1000)),
+        h.SOURCE_AGENT: source.id,
+        h.SOURCE_NODE: source.node,
+        h.TRACEPARENT: f"00-{trace_id}-{os.urandom(8).hex()}-01",
+    }
+    if node:
+        headers[h.TARGET_NODE] = node
+    if lineage.hops:
+        headers[h.HOPS] = ",".join(lineage.hops)
+    return Request(subjects.inbox(call.agent, node), body, headers)
+
+
 class Outbox:
     """The sending side of one caller."""
 
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
         self._tasks = BackgroundTasks()
+        self._young: dict[str, tuple[float, Call, Request]] = {}
+        """Sent a moment ago, in this order; answered ones are dropped when their time comes."""
+        self._timer: asyncio.TimerHandle | None = None
 
     async def send(self, call: Call, request: Request) -> None:
         """Publish a request, and again until it is acknowledged or the call has ended.
@@ -48,6 +97,47 @@ class Outbox:
         except MeshError as error:
             call.fail(error)
             raise
+        self._watch(call, request)
+
+    async def store(self, request: Request, agent: str) -> PubAck:
+        """Publish a request, and return when it is in the mailbox.
+
+        Raises:
+            MailboxFullError: it is not taken, as too many wait already.
+            PublishRefusedError: it is not taken for another reason.
+            PayloadTooLargeError: it is over the broker's limit.
+            BrokerUnreachableError: no acknowledgement; it may or may not be stored.
+        """
+        try:
+            return await self._publisher.publish(request.subject, request.body, request.headers)
+        except PublishRefusedError as error:
+            raise _refusal(agent, error) from error
+
+    async def record(self, request: Request, sequence: int) -> None:
+        """Write the `stored` frame of a request, and return when JetStream has it.
+
+        Raises:
+            PublishRefusedError: it is not taken.
+            BrokerUnreachableError: no acknowledgement.
+        """
+        found = h.RequestHeaders.read(request.headers)
+        timeout_ms = found.timeout_ms or int(h.MAX_TIMEOUT_S * 1000)
+        target = subjects.parse_inbox(request.subject)
+        body = StoredBody(
+            agent=target.agent,
+            node=target.node,
+            sequence=sequence,
+            timeout_ms=timeout_ms,
+            body_sha256=fingerprint(request.body),
+        )
+        headers = {
+            h.KIND: FrameKind.STORED.value,
+            h.CORRELATION_ID: found.call_id,
+            h.CONTENT_TYPE: h.JSON,
+            h.MSG_ID: f"{found.call_id}.stored",
+            h.TTL: h.ttl(frame_lifetime_s(timeout_ms / 1000 + found.keep_s)),
+        }
+        await self._publisher.publish(found.reply_to, codec.encode(body), headers)
 
     async def _publish(self, call: Call, request: Request) -> None:
         future = await self._publisher.submit(request.subject, request.body, request.headers)
@@ -58,7 +148,7 @@ class Outbox:
             return
         error = acknowledged.exception()
         if error is None:
-            call.stored()
+            call.stored(acknowledged.result().sequence)
         elif isinstance(error, AckLostError):
             self._repeat(call, request)
         elif isinstance(error, PublishRefusedError):
@@ -77,13 +167,50 @@ class Outbox:
         except MeshError as error:
             call.fail(error)
 
+    def _watch(self, call: Call, request: Request) -> None:
+        loop = asyncio.get_running_loop()
+        self._young[call.id] = (loop.time(), call, request)
+        # One timer for all: a timer a call would be paid by the fast ones too.
+        if self._timer is None:
+            self._timer = loop.call_later(RECORD_AFTER_S, self._record_slow)
+
+    def _record_slow(self) -> None:
+        loop = asyncio.get_running_loop()
+        overdue = loop.time() - RECORD_AFTER_S
+        for sent_at, call, request in list(self._young.values()):
+            if sent_at > overdue:
+                break
+            del self._young[call.id]
+            if call.is_done:
+                continue
+            if call.sequence:
+                self._tasks.start(self._try_record(request, call.sequence))
+            else:  # Not acknowledged yet.
+                self._young[call.id] = (loop.time(), call, request)
+        again = self._young
+        self._timer = loop.call_later(RECORD_AFTER_S, self._record_slow) if again else None
+
+    async def _try_record(self, request: Request, sequence: int) -> None:
+        try:
+            await self.record(request, sequence)
+        except MeshError as error:
+            # The call itself does not need it.
+            logger.info("call %s is not on record: %s", request.headers[h.MSG_ID], error)
+
     @asynccontextmanager
     async def sending(self) -> AsyncIterator["Outbox"]:
         """Send, until the end."""
         try:
             yield self
         finally:
+            if self._timer is not None:
+                self._timer.cancel()
             await self._tasks.cancel()
+
+
+def fingerprint(body: bytes) -> str:
+    """Return what tells one body from another."""
+    return sha256(body).hexdigest()
 
 
 def _refusal(agent: str, error: PublishRefusedError) -> MeshError:

@@ -102,7 +102,7 @@ def read_address(
         attempt=delivery.attempt,
         node=node,
         instance=instance,
-        lifetime_s=left_s,
+        lifetime_s=left_s + headers.keep_s,
         is_core=is_core,
         is_bare=is_bare,
     )

@@ -34,14 +34,23 @@ KNOWN_VARIABLES: Final = {
     "MESH_NODE": "name of this machine in the mesh",
     "MESH_HTTP_HOST": "address the HTTP shim listens on",
     "MESH_HTTP_PORTS": "ports the HTTP shim listens on, with commas",
+    "MESH_HTTP_AUTH": "'keys' requires API keys everywhere, 'auto' beyond loopback only",
+    "MESH_HTTP_ALLOWED_HOSTS": "host names that HTTP clients may ask for, with commas",
+    "MESH_HTTP_CORS_ORIGINS": "origins of web pages that may call the HTTP shim, with commas",
     "MESH_REPLICAS": "copies of every stream: 1 on one server, 3 on a cluster",
     "MESH_MAILBOX_MAX": "requests that wait for one agent at most",
     "MESH_HEARTBEAT_S": "seconds between heartbeats",
     "MESH_SYNC_INTERVAL": "how often the embedded broker syncs to disk: a duration, or 'always'",
     "MESH_UNKNOWN_AGENT_GRACE_S": "seconds a request to nobody waits before it is a dead letter",
 }
+HTTP_AUTH_MODES: Final = ("auto", "keys")
 _RESERVED_PREFIXES: Final = ("MESH_TEST_", "MESH_READY_")
 """Variables of the test suite, and of our own child processes."""
+
+_HOST_NAME: Final = re.compile(r"[a-z0-9_]([a-z0-9_.-]{0,251}[a-z0-9_])?")
+_HOST_EXAMPLE: Final = "host names without ports, such as mesh.example.org,hub.lan"
+_ORIGIN: Final = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/\s,]+")
+_ORIGIN_EXAMPLE: Final = "origins such as https://chat.example.org, or * for all"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +67,9 @@ class Settings:
     node: str = "node1"
     http_host: str = "127.0.0.1"
     http_ports: tuple[int, ...] = DEFAULT_HTTP_PORTS
+    http_auth: str = "auto"
+    http_allowed_hosts: tuple[str, ...] = ()
+    http_cors_origins: tuple[str, ...] = ()
     replicas: int = 1
     mailbox_max: int = 1_000
     heartbeat_s: float = 5.0
@@ -88,6 +100,9 @@ class Settings:
             node=_node(environ),
             http_host=environ.get("MESH_HTTP_HOST", "127.0.0.1"),
             http_ports=read.ports("MESH_HTTP_PORTS", DEFAULT_HTTP_PORTS),
+            http_auth=read.one_of("MESH_HTTP_AUTH", HTTP_AUTH_MODES),
+            http_allowed_hosts=read.several("MESH_HTTP_ALLOWED_HOSTS", _HOST_NAME, _HOST_EXAMPLE),
+            http_cors_origins=read.several("MESH_HTTP_CORS_ORIGINS", _ORIGIN, _ORIGIN_EXAMPLE),
             replicas=read.integer("MESH_REPLICAS", 1, minimum=1, maximum=5),
             mailbox_max=read.integer("MESH_MAILBOX_MAX", 1_000, minimum=1, maximum=1_000_000),
             heartbeat_s=read.seconds("MESH_HEARTBEAT_S", 5.0, minimum=0.2),
@@ -147,6 +162,22 @@ class _Reader:
             if len(set(named)) == len(named):
                 return ports
         raise _unusable(name, text, "different ports with commas between them, such as 9102,9205")
+
+    def one_of(self, name: str, choices: tuple[str, ...]) -> str:
+        """Read one of several words; the first is the default."""
+        text = self.environ.get(name, "") or choices[0]
+        if text in choices:
+            return text
+        raise _unusable(name, text, " or ".join(choices))
+
+    def several(self, name: str, pattern: re.Pattern[str], wanted: str) -> tuple[str, ...]:
+        text = self.environ.get(name, "")
+        if not text:
+            return ()
+        parts = tuple(part.strip().lower() for part in text.split(","))
+        if all(pattern.fullmatch(part) for part in parts):
+            return parts
+        raise _unusable(name, text, wanted)
 
     def interval(self, name: str, default: str) -> str:
         text = self.environ.get(name, "") or default

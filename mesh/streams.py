@@ -30,6 +30,7 @@ ADVISORY: Final = "ADVISORY"
 DEAD: Final = "DEAD"
 AUDIT: Final = "AUDIT"
 REGISTRY: Final = f"KV_{subjects.REGISTRY_BUCKET}"
+ACCESS: Final = f"KV_{subjects.ACCESS_BUCKET}"
 
 DAY_S: Final = 86_400.0
 GIB: Final = 1024**3
@@ -47,6 +48,7 @@ MAX_WAITING: Final = 512
 
 REGISTRAR_ANNOUNCE: Final = "registrar-announce"
 REGISTRAR_WITHDRAW: Final = "registrar-withdraw"
+CANCEL: Final = "cancel"
 
 
 def stream_configs(settings: Settings) -> list[StreamConfig]:
@@ -64,6 +66,11 @@ def stream_configs(settings: Settings) -> list[StreamConfig]:
             settings,
             max_age=600.0,
             max_bytes=GIB // 4,
+            duplicate_window=120.0,
+            # A cancel that is heard is a cancel that is stored, as with replies.
+            republish=RePublish(
+                src=subjects.ALL_CANCELS, dest="delivered.{{wildcard(1)}}.cancel.{{wildcard(2)}}"
+            ),
         ),
         _stream(
             EVENT,
@@ -89,6 +96,7 @@ def stream_configs(settings: Settings) -> list[StreamConfig]:
             duplicate_window=600.0,
         ),
         _registry(settings),
+        _access(settings),
         _audit(settings),
     ]
 
@@ -182,11 +190,29 @@ def _registry(settings: Settings) -> StreamConfig:
     )
 
 
+def _access(settings: Settings) -> StreamConfig:
+    """The API keys: a bucket like the other, but nothing of it is ever broadcast."""
+    return _stream(
+        ACCESS,
+        ["$KV.access.>"],
+        settings,
+        discard=DiscardPolicy.NEW,
+        max_msgs_per_subject=1,
+        max_bytes=GIB // 64,
+        # Every door reads the key of a request, and none goes to the leader for it.
+        allow_direct=True,
+        allow_rollup_hdrs=True,
+        deny_delete=True,
+        duplicate_window=120.0,
+    )
+
+
 def control_consumers() -> list[tuple[str, ConsumerConfig]]:
     """Return the durables of the control plane, with their streams."""
     return [
         (CONTROL, _worker(REGISTRAR_ANNOUNCE, subjects.ALL_ANNOUNCEMENTS)),
         (CONTROL, _worker(REGISTRAR_WITHDRAW, subjects.ALL_WITHDRAWALS)),
+        (CONTROL, _worker(CANCEL, subjects.ALL_CANCELS)),
     ]
 
 

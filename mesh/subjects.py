@@ -29,6 +29,7 @@ MAX_DELIVERIES_ADVISORIES: Final = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.I
 TERMINATED_ADVISORIES: Final = "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.INBOX.*"
 
 REGISTRY_BUCKET: Final = "registry"
+ACCESS_BUCKET: Final = "access"
 INVALID_AGENT: Final = "invalid-id"
 """Stands for a token that is no id, in the subjects of dead letters."""
 
@@ -77,6 +78,22 @@ def reply(caller: str, instance: str, call_id: str, agent: str) -> str:
     return f"agent.{require_id(caller, 'caller')}.reply.{tail}"
 
 
+def any_reply(call_id: str) -> tuple[str, ...]:
+    """Return what matches the frames of a call, whoever made it: with who answers, and without.
+
+    Raises:
+        InvalidInputError: it cannot be a call id.
+    """
+    whole = f"agent.*.reply.*.{_require_call(call_id)}"
+    return f"{whole}.*", whole
+
+
+def answering_agent(reply_subject: str) -> str:
+    """Return who answers on a reply subject; empty where it does not say."""
+    tokens = reply_subject.split(".")
+    return tokens[5] if len(tokens) > 5 else ""
+
+
 def bare_reply(agent: str) -> str:
     """Answers to messages that named no reply subject."""
     return f"agent.{require_id(agent)}.reply"
@@ -90,6 +107,11 @@ def delivered(caller: str, instance: str) -> str:
 def cancel(agent: str, call_id: str) -> str:
     """Stops one call."""
     return f"agent.{require_id(agent)}.cancel.{_require_call(call_id)}"
+
+
+def delivered_cancels(agent: str) -> str:
+    """What a process that hosts `agent` subscribes to: cancels, once they are stored."""
+    return f"delivered.{require_id(agent)}.cancel.*"
 
 
 def event(agent: str, name: str) -> str:

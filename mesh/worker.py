@@ -13,13 +13,18 @@ from enum import Enum
 from typing import Final
 
 import nats.errors
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 
+from mesh import headers as h
+from mesh import subjects
 from mesh.agent import Agent
 from mesh.background import BackgroundTasks
 from mesh.delivery import Delivery
 from mesh.execution import Execution, Place
+from mesh.history import is_stored_under
 from mesh.pulls import PullLoop
-from mesh.streams import INBOX, pinned_durable
+from mesh.streams import CONTROL, INBOX, pinned_durable
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +64,8 @@ class AgentWorker:
         self._taken = {Share.SHARED: 0, Share.PINNED: 0}
         self._is_stopping = False
         connection = place.connection
+        self._client = connection.client
+        self._cancels: Subscription | None = None
         pinned = pinned_durable(agent.id, place.node)
         self._pulls = {
             Share.SHARED: PullLoop(connection, INBOX, agent.id, self._on_shared),
@@ -72,6 +79,8 @@ class AgentWorker:
 
     async def start(self) -> None:
         """Begin to pull. The agent's durables must exist."""
+        subject = subjects.delivered_cancels(self.agent.id)
+        self._cancels = await self._client.subscribe(subject, cb=self._on_cancel)
         for pull in self._pulls.values():
             await pull.start()
         self._ask()
@@ -89,6 +98,8 @@ class AgentWorker:
             logger.warning("%s: %d calls go to another instance", self.agent.id, len(self._open))
         self._held.clear()
         await self._tasks.cancel()
+        if self._cancels is not None and not self._client.is_closed:
+            await self._cancels.unsubscribe()
 
     async def tick(self) -> None:
         """Renew what is open, and look after the pulls. To be called every second or so."""
@@ -102,6 +113,16 @@ class AgentWorker:
                     logger.debug("cannot renew %s: %s", one.delivery.ack_subject, error)
         for pull in self._pulls.values():
             await pull.tick()
+
+    async def _on_cancel(self, message: Msg) -> None:
+        _, _, call_id = message.subject.rpartition(".")
+        stored = subjects.cancel(self.agent.id, call_id)
+        if not is_stored_under(message.headers, CONTROL, stored):
+            return
+        for one in list(self._open.values()):
+            if (one.delivery.headers or {}).get(h.CORRELATION_ID) == call_id:
+                # What is held has no handler yet: the control plane takes it out of the mailbox.
+                self._execution.cancel(one.delivery.sequence)
 
     async def _on_shared(self, delivery: Delivery) -> None:
         self._take(delivery, Share.SHARED)

@@ -46,6 +46,24 @@ class ErrorBody(WireModel):
     error: ErrorDetail
 
 
+class StoredBody(WireModel):
+    """Body of a `stored` frame: what anybody needs to know of a call before an agent is at it.
+
+    Written by the sender when nobody waits for the call, or when it waits longer than a moment.
+    From it a reader on another machine can tell where the call stands.
+    """
+
+    agent: Id
+    node: Id | None = None
+    """The node that the call insists on."""
+    sequence: int = Field(ge=1)
+    """Place of the request in the stream `INBOX`: a request that is not there any more, and has no
+    terminal frame, has expired."""
+    timeout_ms: int = Field(ge=1)
+    body_sha256: str = ""
+    """Of the request's body, in hexadecimal: a retry with another body is another call."""
+
+
 class WorkingBody(WireModel):
     """Body of a `working` frame: who is at it, where, and which attempt this is."""
 
@@ -53,3 +71,10 @@ class WorkingBody(WireModel):
     node: Id
     instance: str
     attempt: int
+
+
+class CancelBody(WireModel):
+    """Body of `agent.<id>.cancel.<call>`: stop this call."""
+
+    sequence: int = Field(default=0, ge=0)
+    """Place of the request in the stream `INBOX`, as far as the sender knows it."""

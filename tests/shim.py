@@ -7,7 +7,6 @@ from typing import Any
 
 import httpx2
 import orjson
-import uvicorn
 
 from mesh import Agent, ChatDelta, ChatReply, ChatRequest, Usage
 from mesh.callers import Caller, new_instance_id
@@ -17,6 +16,9 @@ from mesh.directory import Directory
 from mesh.runtime import AgentHost
 from mesh.shim.app import create_app
 from mesh.shim.door import Door
+from mesh.shim.listener import HttpServer
+from mesh.shim.protocol import MAX_CONNECTIONS, Patience
+from mesh.shim.rules import LOOPBACK_RULES, Rules
 from schemas.registry import State
 from tests.conftest import Running, until
 
@@ -26,20 +28,26 @@ USAGE = Usage(prompt_tokens=3, completion_tokens=2, total_tokens=5)
 
 
 @asynccontextmanager
-async def serving(connection: Connection, directory: Directory) -> AsyncIterator[str]:
+async def serving(
+    connection: Connection,
+    directory: Directory,
+    rules: Rules = LOOPBACK_RULES,
+    *,
+    patience: Patience | None = None,
+    max_connections: int = MAX_CONNECTIONS,
+) -> AsyncIterator[str]:
     """Answer HTTP on a free port, by a connection that is open; gives the base URL."""
     caller = Caller("http", "node1", new_instance_id())
     async with open_client(connection, directory, caller) as client:
-        app = create_app(Door(client, connection, caller))
-        config = uvicorn.Config(
-            app, port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=3
-        )
-        server = uvicorn.Server(config)
+        app = create_app(Door(client, connection, caller), rules)
+        server = HttpServer(app, patience=patience, max_connections=max_connections)
         task = asyncio.create_task(server.serve())
         await until(lambda: server.started)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-        server.should_exit = True
-        await task
+        try:
+            yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            await task
 
 
 @asynccontextmanager

@@ -1,11 +1,11 @@
 """`mesh agents`, `mesh nodes`, `mesh agent`: who is in the mesh."""
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mesh.cli import exits
+from mesh.cli.tables import print_json, print_table
 
 if TYPE_CHECKING:
     from mesh.directory import Directory
@@ -41,7 +41,7 @@ async def _list_agents(node: str, as_json: bool) -> None:
     directory = await _directory()
     found = [one for one in directory.standings() if not node or node in one.nodes]
     if as_json:
-        _print_json([directory.agent(one.id).model_dump(mode="json") for one in found])
+        print_json([directory.agent(one.id).model_dump(mode="json") for one in found])
         return
     if not found:
         typer.echo("No agents. Run one: mesh run handlers.echo:agent", err=True)
@@ -56,13 +56,13 @@ async def _list_agents(node: str, as_json: bool) -> None:
         )
         for one in found
     ]
-    _print_table(("AGENT", "STATE", "NODE", "SEEN", "DESCRIPTION"), rows)
+    print_table(("AGENT", "STATE", "NODE", "SEEN", "DESCRIPTION"), rows)
 
 
 async def _list_nodes(as_json: bool) -> None:
     directory = await _directory()
     if as_json:
-        _print_json([one.model_dump(mode="json") for one in directory.nodes()])
+        print_json([one.model_dump(mode="json") for one in directory.nodes()])
         return
     agents = {one.node: ", ".join(one.agents) or "-" for one in directory.nodes()}
     rows = [
@@ -75,14 +75,14 @@ async def _list_nodes(as_json: bool) -> None:
         )
         for one in directory.node_standings()
     ]
-    _print_table(("NODE", "STATE", "SEEN", "PROCESSES", "AGENTS"), rows)
+    print_table(("NODE", "STATE", "SEEN", "PROCESSES", "AGENTS"), rows)
 
 
 async def _show_agent(agent: str, as_json: bool) -> None:
     directory = await _directory()
     view = directory.agent(agent)
     if as_json:
-        _print_json(view.model_dump(mode="json"))
+        print_json(view.model_dump(mode="json"))
         return
     facts = {
         "agent": view.card.id,
@@ -131,17 +131,3 @@ def _seen(directory: "Directory", one: "AgentStanding | NodeStanding") -> str:
 
 def _line(text: str) -> str:
     return exits.plain(" ".join(text.split()))
-
-
-def _print_table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
-    table = [head, *rows]
-    widths = [max(len(row[column]) for row in table) for column in range(len(head))]
-    for row in table:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        typer.echo("  ".join(cells).rstrip())
-
-
-def _print_json(value: Any) -> None:
-    import orjson
-
-    typer.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())

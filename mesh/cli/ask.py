@@ -80,7 +80,7 @@ def _read_question(text: str) -> str:
 
 async def _send(ask: _Ask, *, as_json: bool, raw: bool) -> None:
     from mesh.cli.sessions import open_session
-    from mesh.client import encode_question
+    from mesh.questions import encode_question
     from mesh.settings import Settings
 
     started = time.monotonic()

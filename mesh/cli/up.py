@@ -67,10 +67,15 @@ async def _run_control(settings: "Settings") -> None:
 
 
 async def _run_http(settings: "Settings") -> None:
+    from mesh import heap
     from mesh.shim.server import serve
     from mesh.supervisor import report_ready
 
-    await serve(settings, on_ready=lambda _: report_ready())
+    def on_ready(_: list[int]) -> None:
+        heap.settle()
+        report_ready()
+
+    await serve(settings, on_ready=on_ready)
 
 
 async def _run_all(settings: "Settings", *, broker_only: bool, verbose: bool) -> None:

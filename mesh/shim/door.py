@@ -4,13 +4,13 @@ Opens nothing; `mesh.shim.server` does. Knows no HTTP status and no OpenAI shape
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Final
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
+from mesh.access import Access
+from mesh.background import BackgroundTasks
 from mesh.callers import Caller
 from mesh.client import MeshClient
 from mesh.connection import Connection
@@ -18,6 +18,8 @@ from mesh.errors import CallError
 
 HEADER_ROOM_BYTES: Final = 2048
 """What our headers of a request take at most: they count against the broker's limit."""
+WATCH_AFTER_S: Final = 0.02
+"""A client that leaves is noticed no sooner."""
 
 
 class Door:
@@ -25,48 +27,80 @@ class Door:
 
     def __init__(self, client: MeshClient, connection: Connection, caller: Caller) -> None:
         self.client = client
+        self.connection = connection
         self.caller = caller
         """Who calls when a client does not say who it is."""
-        self._connection = connection
+        self.access = Access(connection)
+        """The API keys."""
+        self.tasks = BackgroundTasks()
+        """What is still to be done when a client has left."""
         self._waiting: set[asyncio.Future[None]] = set()
         self._is_closing = False
 
     @property
     def is_connected(self) -> bool:
         """Whether the broker can be reached right now."""
-        return self._connection.client.is_connected
+        return self.connection.client.is_connected
 
     @property
     def limit_bytes(self) -> int:
         """The longest body that the broker takes."""
-        return self._connection.publisher.limit_bytes - HEADER_ROOM_BYTES
+        return self.connection.publisher.limit_bytes - HEADER_ROOM_BYTES
 
-    @asynccontextmanager
-    async def waiting(self, receive: Receive) -> AsyncIterator["asyncio.Future[None]"]:
-        """Give a future to wait on, for its owner to `settle`; the request's body has been read.
-
-        It raises `ClientDisconnect` when the client leaves, and `CallError` when this door
-        closes. The call itself goes on in both cases.
-        """
-        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        watcher = asyncio.create_task(_watch(receive, over))
-        self._waiting.add(over)
-        if self._is_closing:
-            _interrupt(over)
-        try:
-            yield over
-        finally:
-            watcher.cancel()
-            self._waiting.discard(over)
-            settle(over)
-            if not over.cancelled():
-                over.exception()  # Perhaps nobody came to wait: not an unretrieved exception.
+    def waiting(self, receive: Receive) -> "Waiting":
+        """Wait for an answer beside a client; the request's body has been read."""
+        return Waiting(self._waiting, receive, is_late=self._is_closing)
 
     def close(self) -> None:
         """End all waiting, and whatever begins from now on."""
         self._is_closing = True
         for over in list(self._waiting):
             _interrupt(over)
+
+
+class Waiting:
+    """A context that gives a future to wait on, for its owner to `settle`.
+
+    The future raises `ClientDisconnect` when the client leaves, and `CallError` when the door
+    closes. The call itself goes on in both cases.
+    """
+
+    __slots__ = ("_over", "_receive", "_timer", "_waiting", "_watcher")
+
+    def __init__(
+        self, waiting: set[asyncio.Future[None]], receive: Receive, *, is_late: bool
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self._waiting = waiting
+        self._receive = receive
+        self._over: asyncio.Future[None] = loop.create_future()
+        self._watcher: asyncio.Task[None] | None = None
+        # A task a request would be a tenth of a fast one's cost.
+        self._timer = loop.call_later(WATCH_AFTER_S, self._start_watching)
+        if is_late:
+            _interrupt(self._over)
+
+    def __enter__(self) -> "asyncio.Future[None]":
+        self._waiting.add(self._over)
+        return self._over
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+        self._waiting.discard(self._over)
+        settle(self._over)
+        if not self._over.cancelled():
+            self._over.exception()  # Perhaps nobody came to wait: not an unretrieved exception.
+
+    def _start_watching(self) -> None:
+        self._watcher = asyncio.get_running_loop().create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        if not self._over.done():
+            self._over.set_exception(ClientDisconnect())
 
 
 def settle(over: "asyncio.Future[None]") -> None:
@@ -80,10 +114,3 @@ def _interrupt(over: "asyncio.Future[None]") -> None:
         over.set_exception(
             CallError("this server is stopping; the call itself goes on, its answer is stored")
         )
-
-
-async def _watch(receive: Receive, over: "asyncio.Future[None]") -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    if not over.done():
-        over.set_exception(ClientDisconnect())

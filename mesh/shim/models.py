@@ -3,16 +3,18 @@
 Answers from memory, and keeps what it has written as long as it is true.
 """
 
+from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qs
 
 from starlette.types import Receive, Scope, Send
 
 from mesh import codec
-from mesh.directory import Directory
 from mesh.errors import AgentNotFoundError, InvalidIdError
 from mesh.shim.door import Door
+from mesh.shim.guard import may_call, require_agent, sees_everybody
 from mesh.shim.http import send_json
 from mesh.shim.target import split_model
 from mesh.standing import AgentStanding
@@ -30,19 +32,26 @@ class Models:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         shows_all = parse_qs(scope["query_string"]).get(b"all") == [b"1"]
-        await send_json(send, 200, self._body(self._door.client.directory, shows_all=shows_all))
+        if sees_everybody(scope):
+            body = self._kept(shows_all)
+        else:
+            body = self._written(shows_all, partial(may_call, scope))
+        await send_json(send, 200, body)
 
-    def _body(self, directory: Directory, *, shows_all: bool) -> bytes:
+    def _kept(self, shows_all: bool) -> bytes:
         version, body = self._bodies.get(shows_all, (-1, b""))
-        if version != directory.version:
-            found = [
-                model_object(one, one.id)
-                for one in directory.standings()
-                if shows_all or one.state is not State.OFFLINE
-            ]
-            body = codec.dumps({"object": "list", "data": found})
-            self._bodies[shows_all] = (directory.version, body)
+        if version != (now := self._door.client.directory.version):
+            body = self._written(shows_all, lambda _: True)
+            self._bodies[shows_all] = (now, body)
         return body
+
+    def _written(self, shows_all: bool, is_visible: Callable[[str], bool]) -> bytes:
+        found = [
+            model_object(one, one.id)
+            for one in self._door.client.directory.standings()
+            if (shows_all or one.state is not State.OFFLINE) and is_visible(one.id)
+        ]
+        return codec.dumps({"object": "list", "data": found})
 
 
 class Model:
@@ -56,6 +65,7 @@ class Model:
         name = scope["path_params"]["id"]
         directory = self._door.client.directory
         agent, node = split_model(name)
+        require_agent(scope, agent)
         try:
             directory.require_target(agent, node)
         except InvalidIdError as error:

@@ -5,24 +5,26 @@ answers that are text, or no completion, are wrapped here. Source of the shapes:
 reference, "Create chat completion".
 """
 
-import asyncio
 from collections.abc import AsyncGenerator, Iterator
-from functools import partial
 
 import orjson
 from starlette.types import Receive, Scope, Send
 
 from mesh import codec
 from mesh.callers import known_source
-from mesh.calls import Call
+from mesh.calls import Call, StoredCall
 from mesh.completions import ChunkWriter, completion, read_reply
-from mesh.errors import InvalidInputError, MeshError
+from mesh.errors import InvalidInputError
 from mesh.frames import Frame
-from mesh.shim.door import Door, settle
-from mesh.shim.http import CALL_ID, read_body, read_headers, send_json
-from mesh.shim.sse import EventStream
-from mesh.shim.status import UNSUPPORTED_PARAMETER, failure
-from mesh.shim.target import Headers, read_source, read_target, read_timeout
+from mesh.shim.door import Door
+from mesh.shim.exchange import Asked, Exchange
+from mesh.shim.guard import owner_of, require_agent
+from mesh.shim.http import read_body, read_headers
+from mesh.shim.sse import DONE, event
+from mesh.shim.status import UNSUPPORTED_PARAMETER, Failure
+from mesh.shim.target import read_source, read_target
+from mesh.shim.terms import read_terms
+from schemas.call import CallView
 from schemas.chat import ChatDelta, ChatRequest
 
 
@@ -31,60 +33,58 @@ class ChatCompletions:
 
     def __init__(self, door: Door) -> None:
         self._door = door
+        self._exchange = Exchange(door)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. What fails before the call is sent is raised as a `MeshError`."""
         body = await read_body(scope, receive, self._door.limit_bytes)
         request = read_request(body)
-        call = await self._start(body, request, read_headers(scope))
-        async with self._door.waiting(receive) as over:
-            if request.stream:
-                await self._stream(call, request, send, over)
-            else:
-                await self._answer(call, send, over)
-
-    async def _start(self, body: bytes, request: ChatRequest, headers: Headers) -> Call:
+        headers = read_headers(scope)
         target = read_target(request, headers)
+        require_agent(scope, target.agent)
         source = read_source(request, headers)
-        return await self._door.client.start(
-            target.agent,
-            body,
-            node=target.node,
-            timeout_s=read_timeout(headers),
-            wait=False,
+        asked = Asked(
+            target=target,
+            body=body,
+            is_streamed=request.stream,
             source=known_source(source.agent, source.node, self._door.caller),
+            terms=read_terms(request.model_extra or {}, headers),
+            owner=owner_of(scope),
         )
+        dialect = ChatDialect(include_usage=request.include_usage)
+        await self._exchange.run(asked, dialect, receive, send)
 
-    async def _answer(self, call: Call, send: Send, over: "asyncio.Future[None]") -> None:
-        call.on_end(partial(settle, over))
-        if call.is_done:
-            settle(over)
-        try:
-            await over
-            body = completion_body(call, await call.result())
-        except MeshError as error:
-            await _send_failure(send, error, call)
-        else:
-            await send_json(send, 200, body, {CALL_ID: call.id})
 
-    async def _stream(
-        self, call: Call, request: ChatRequest, send: Send, over: "asyncio.Future[None]"
-    ) -> None:
-        stream = EventStream(send, {CALL_ID: call.id})
-        chunks = chunk_bodies(call, include_usage=request.include_usage)
-        relaying = asyncio.create_task(stream.relay(chunks))
-        relaying.add_done_callback(lambda _: settle(over))
-        try:
-            await over
-            await relaying
-        except MeshError as error:
-            await _stop(relaying)
-            if stream.has_begun:
-                await stream.fail(failure(error, sent_to=call.agent).body)
-            else:
-                await _send_failure(send, error, call)
-        finally:
-            await _stop(relaying)
+class ChatDialect:
+    """Answers as chat completions and their chunks."""
+
+    def __init__(self, *, include_usage: bool) -> None:
+        self._include_usage = include_usage
+
+    def answer(self, call: Call, frame: Frame) -> bytes:
+        """Return a final frame as a `chat.completion`."""
+        return completion_body(call.id, call.agent, frame)
+
+    async def events(self, call: Call) -> AsyncGenerator[bytes, None]:
+        """Yield the chunks, and `[DONE]`."""
+        async for body in chunk_bodies(call, include_usage=self._include_usage):
+            yield event(body)
+        yield event(DONE)
+
+    def failed_event(self, call: Call, told: Failure) -> bytes:
+        """Return the error as an event: without `[DONE]`, a client knows that this is no end."""
+        return event(told.body)
+
+    def accepted(self, call: StoredCall) -> bytes:
+        """Return the call as a resource."""
+        return codec.encode(accepted_view(call))
+
+
+def accepted_view(call: StoredCall) -> CallView:
+    """Return a call that nobody waits for, as the resource it is from now on."""
+    return CallView(
+        id=call.id, state="stored", agent=call.agent, events=f"/v1/calls/{call.id}/events"
+    )
 
 
 def read_request(body: bytes) -> ChatRequest:
@@ -103,7 +103,7 @@ def read_request(body: bytes) -> ChatRequest:
     return request
 
 
-def completion_body(call: Call, frame: Frame) -> bytes:
+def completion_body(call_id: str, agent: str, frame: Frame) -> bytes:
     """Return a final frame as a `chat.completion`: as it is, if it is one.
 
     Raises:
@@ -111,7 +111,7 @@ def completion_body(call: Call, frame: Frame) -> bytes:
     """
     if not frame.is_text and _is_completion(frame.body):
         return frame.body
-    return completion(call.id, call.agent, frame.node, read_reply(frame))
+    return completion(call_id, agent, frame.node, read_reply(frame))
 
 
 async def chunk_bodies(call: Call, *, include_usage: bool) -> AsyncGenerator[bytes, None]:
@@ -147,13 +147,3 @@ def _as_chunks(call: Call, frame: Frame, *, include_usage: bool) -> Iterator[byt
     yield chunks.finish(reply.finish_reason)
     if include_usage:
         yield chunks.usage(reply.usage)
-
-
-async def _send_failure(send: Send, error: MeshError, call: Call) -> None:
-    told = failure(error, sent_to=call.agent)
-    await send_json(send, told.status, told.body, {CALL_ID: call.id, **told.headers})
-
-
-async def _stop(task: "asyncio.Task[None]") -> None:
-    task.cancel()
-    await asyncio.wait({task})

@@ -1,10 +1,10 @@
 """The registry over HTTP: agents, nodes, where they run, and when they were last seen.
 
-Answers from memory, in the shapes of `schemas.listing`. Does not call anybody: what an agent's
-`endpoint` does is told elsewhere.
+Answers from memory, in the shapes of `schemas.listing`. An API key that is for some agents shows no
+others. Does not call anybody: what an agent's `endpoint` does is told elsewhere.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from starlette.types import Receive, Scope, Send
@@ -13,6 +13,7 @@ from mesh import codec, subjects
 from mesh.directory import Directory
 from mesh.errors import AgentNotFoundError, InvalidIdError, MeshError, NodeNotFoundError
 from mesh.shim.door import Door
+from mesh.shim.guard import may_call, require_agent, sees_everybody
 from mesh.shim.http import base_url, send_json
 from mesh.shim.paging import Page, Query
 from mesh.shim.status import BAD_REQUEST, envelope, failure
@@ -34,7 +35,9 @@ class Agents:
         query = Query.read(scope, ("node", "state", "q"))
         page = Page.read(query)
         directory, base = self._door.client.directory, base_url(scope)
-        found = _filtered(directory, query)
+        found = _filtered(directory.standings(), query)
+        if not sees_everybody(scope):
+            found = [one for one in found if may_call(scope, one.id)]
         writer = Writer(directory, base, self._door.caller.node)
         body = {
             "agents": [writer.agent(one) for one in page.of(found)],
@@ -53,8 +56,10 @@ class Agent:
         """Answer one request."""
         directory = self._door.client.directory
         writer = Writer(directory, base_url(scope), self._door.caller.node)
+        name = scope["path_params"]["id"]
+        require_agent(scope, name)
         try:
-            found = directory.standing(scope["path_params"]["id"])
+            found = directory.standing(name)
         except (AgentNotFoundError, InvalidIdError) as error:
             await _send_unknown(send, error, "agent_id")
         else:
@@ -75,7 +80,7 @@ class Nodes:
         found = [one for one in directory.node_standings() if state in (None, one.state)]
         writer = Writer(directory, base, self._door.caller.node)
         shown = page.of(found)
-        agents = _agents_of(directory, (one.id for one in shown))
+        agents = _agents_of(directory, scope, (one.id for one in shown))
         body = {
             "nodes": [writer.node(one, agents[one.id]) for one in shown],
             **page.facts(len(found), base + scope["path"]),
@@ -98,7 +103,7 @@ class Node:
         except (NodeNotFoundError, InvalidIdError) as error:
             await _send_unknown(send, error, "node")
         else:
-            agents = _agents_of(directory, (found.id,))
+            agents = _agents_of(directory, scope, (found.id,))
             await send_json(send, 200, codec.dumps(writer.node(found, agents[found.id])))
 
 
@@ -158,22 +163,25 @@ class Writer:
         return written
 
 
-def _filtered(directory: Directory, query: Query) -> list[AgentStanding]:
+def _filtered(standings: Sequence[AgentStanding], query: Query) -> list[AgentStanding]:
     node, state, text = query.id("node"), query.choice("state", State), query.text("q")
     return [
         one
-        for one in directory.standings()
+        for one in standings
         if (node is None or node in one.nodes)
         and state in (None, one.state)
         and (not text or text in one.id or text in one.record.card.description.casefold())
     ]
 
 
-def _agents_of(directory: Directory, nodes: Iterable[str]) -> dict[str, list[AgentStanding]]:
+def _agents_of(
+    directory: Directory, scope: Scope, nodes: Iterable[str]
+) -> dict[str, list[AgentStanding]]:
+    """Return the agents of some nodes, as far as a request may know of them."""
     found: dict[str, list[AgentStanding]] = {node: [] for node in nodes}
     for one in directory.standings():
         for node in one.nodes:
-            if node in found:
+            if node in found and may_call(scope, one.id):
                 found[node].append(one)
     return found
 

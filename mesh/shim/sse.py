@@ -21,7 +21,7 @@ KEEP_ALIVE_S: Final = 10.0
 """Proxies cut what is silent for 60 s and more."""
 
 DONE: Final = b"[DONE]"
-_COMMENT: Final = b": keep-alive\n\n"
+COMMENT: Final = b": keep-alive\n\n"
 _HEADERS: Final = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -40,11 +40,13 @@ class EventStream:
         *,
         begin_after_s: float = BEGIN_AFTER_S,
         keep_alive_s: float = KEEP_ALIVE_S,
+        comment: bytes = COMMENT,
     ) -> None:
         self._send = send
         self._headers = headers
         self._begin_after_s = begin_after_s
         self._keep_alive_s = keep_alive_s
+        self._comment = comment
         self._has_begun = False
         self._written_at = 0.0
         self._lock = asyncio.Lock()
@@ -54,24 +56,24 @@ class EventStream:
         """Whether the status line has been sent: from then on a failure is an event."""
         return self._has_begun
 
-    async def relay(self, payloads: AsyncGenerator[bytes, None]) -> None:
-        """Send every payload as an event, comments while none comes, and `[DONE]`.
+    async def relay(self, events: AsyncGenerator[bytes, None]) -> None:
+        """Send every encoded event, and comments while none comes.
 
-        Raises what `payloads` raises; nothing is sent about it.
+        Raises what `events` raises; nothing is sent about it.
         """
         keeping_alive = asyncio.create_task(self._keep_alive())
         try:
-            async with aclosing(payloads):
-                async for payload in payloads:
-                    await self._write(event(payload))
+            async with aclosing(events):
+                async for one in events:
+                    await self._write(one)
         finally:
             keeping_alive.cancel()
             await asyncio.wait({keeping_alive})
-        await self._write(event(DONE), is_last=True)
+        await self._write(b"", is_last=True)
 
-    async def fail(self, payload: bytes) -> None:
-        """Send an error as the last event."""
-        await self._write(event(payload), is_last=True)
+    async def fail(self, last: bytes) -> None:
+        """Send an encoded event as the last one."""
+        await self._write(last, is_last=True)
 
     async def _keep_alive(self) -> None:
         loop = asyncio.get_running_loop()
@@ -81,7 +83,7 @@ class EventStream:
         while True:
             due_s = self._written_at + self._keep_alive_s - loop.time()
             if due_s <= 0:
-                await self._write(_COMMENT)
+                await self._write(self._comment)
             else:
                 await asyncio.sleep(due_s)
 

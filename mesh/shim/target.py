@@ -1,27 +1,21 @@
-"""Whom a chat request is for, who says it sends it, and how long it may take.
+"""Whom a chat request is for, and who says it sends it.
 
 Reads the body's fields, then the headers, then the `model`; asks nobody whether the agent exists.
 Chat applications can only choose a `model`, SDKs can add fields, and all can set headers.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from mesh import subjects
 from mesh.errors import InvalidIdError, InvalidInputError
-from mesh.headers import MAX_TIMEOUT_S
-from mesh.settings import DEFAULT_HTTP_TIMEOUT_S
 from schemas.chat import ChatRequest
 
 AGENT_HEADER: Final = "X-Mesh-Agent"
 NODE_HEADER: Final = "X-Mesh-Target-Node"
 SOURCE_AGENT_HEADER: Final = "X-Mesh-Source-Agent"
 SOURCE_NODE_HEADER: Final = "X-Mesh-Source-Node"
-TIMEOUT_HEADER: Final = "X-Mesh-Timeout"
-
-_SECONDS: Final = re.compile(r"[0-9]{1,5}(\.[0-9]{1,9})?")
 
 Headers = Mapping[str, str]
 """By lower-case name."""
@@ -85,25 +79,6 @@ def read_source(request: ChatRequest, headers: Headers) -> Source:
     )
     return Source(
         _require_id(agent, "agent") if agent else "", _require_id(node, "node") if node else ""
-    )
-
-
-def read_timeout(headers: Headers) -> float:
-    """Return the deadline of a request, in seconds.
-
-    Raises:
-        InvalidInputError: the header is no number of seconds, zero, or more than a day.
-    """
-    text = headers.get(TIMEOUT_HEADER.lower(), "")
-    if not text:
-        return DEFAULT_HTTP_TIMEOUT_S
-    seconds = float(text) if _SECONDS.fullmatch(text) else 0.0
-    if 0 < seconds <= MAX_TIMEOUT_S:
-        return seconds
-    raise InvalidInputError(
-        f"{TIMEOUT_HEADER}: {text[:40]!r} cannot be a deadline: give seconds, more than 0 and "
-        f"at most {MAX_TIMEOUT_S:g}",
-        field=TIMEOUT_HEADER,
     )
 
 

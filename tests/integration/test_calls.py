@@ -9,7 +9,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from mesh import Agent, CallContext, ChatDelta, ChatReply, ChatRequest, Usage
-from mesh.client import MeshClient, Question
+from mesh.client import MeshClient
 from mesh.errors import (
     AgentFailedError,
     AgentNotFoundError,
@@ -23,6 +23,7 @@ from mesh.errors import (
     NodeNotFoundError,
     PayloadTooLargeError,
 )
+from mesh.questions import Question
 from mesh.subjects import inbox
 from tests.conftest import Running, until
 

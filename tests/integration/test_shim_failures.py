@@ -205,34 +205,62 @@ async def test_an_agent_that_dies_while_it_streams(
 
 def waiting_tasks() -> int:
     """Return how many of the door's tasks wait for an answer in this process."""
-    names = {"_watch", "EventStream.relay", "EventStream._keep_alive"}
+    names = {"Waiting._watch", "EventStream.relay", "EventStream._keep_alive"}
     coroutines = (task.get_coro() for task in asyncio.all_tasks())
     return sum(getattr(one, "__qualname__", "") in names for one in coroutines)
 
 
 @pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("headers", "is_stopped"),
+    [
+        ({}, True),
+        ({"X-Mesh-On-Disconnect": "detach"}, False),
+        ({"Idempotency-Key": "come-back"}, False),
+        ({"Idempotency-Key": "come-back", "X-Mesh-On-Disconnect": "cancel"}, True),
+    ],
+)
 async def test_a_client_that_leaves(
-    http: httpx2.AsyncClient, agent_id: str, running: Running, directory: Directory, stream: bool
+    http: httpx2.AsyncClient,
+    agent_id: str,
+    running: Running,
+    directory: Directory,
+    headers: dict[str, str],
+    *,
+    is_stopped: bool,
+    stream: bool,
 ) -> None:
-    """Nothing waits for it any more; the call itself is left to finish."""
-    has_begun, go_on, has_finished = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    """Nothing waits for it any more. The agent is stopped, unless the client may come back."""
+    has_begun, go_on = asyncio.Event(), asyncio.Event()
+    was_stopped, has_finished = asyncio.Event(), asyncio.Event()
     agent = Agent(agent_id)
 
     @agent.chat
     async def work(request: ChatRequest) -> AsyncIterator[str]:
         has_begun.set()
         yield "half"
-        await go_on.wait()
+        try:
+            await go_on.wait()
+        except asyncio.CancelledError:
+            was_stopped.set()
+            raise
         yield "done"
         has_finished.set()
 
     async with online(running, directory, agent):
-        asking = asyncio.create_task(http.post(CHAT, json=ask(agent_id, stream=stream)))
+        body = ask(agent_id, stream=stream, user=agent_id)
+        own = dict(headers)
+        if "Idempotency-Key" in own:
+            own["Idempotency-Key"] += agent_id
+        asking = asyncio.create_task(http.post(CHAT, json=body, headers=own))
         await has_begun.wait()
-        assert waiting_tasks()
+        await until(lambda: waiting_tasks() > 0)
         asking.cancel()
         await asyncio.wait({asking})
         await until(lambda: not waiting_tasks())
+        if is_stopped:
+            await asyncio.wait_for(was_stopped.wait(), 5)
         go_on.set()
-        await asyncio.wait_for(has_finished.wait(), 5)
+        if not is_stopped:
+            await asyncio.wait_for(has_finished.wait(), 5)
         assert (await http.get("/health")).status_code == 200

@@ -32,6 +32,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
             {
                 "mesh.background",
                 "mesh.child",
+                "mesh.heap",
                 "mesh.clock",
                 "mesh.publisher",
                 "mesh.connection",
@@ -50,6 +51,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
         "registry",
         frozenset(
             {
+                "mesh.access",
                 "mesh.registry",
                 "mesh.records",
                 "mesh.standing",
@@ -64,6 +66,9 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
             {
                 "mesh.callers",
                 "mesh.calls",
+                "mesh.questions",
+                "mesh.ledger",
+                "mesh.followers",
                 "mesh.inbox",
                 "mesh.outbox",
                 "mesh.client",

@@ -42,7 +42,7 @@ async def bodies(call: Call, *, include_usage: bool = False) -> list[dict[str, A
 async def test_a_completion_passes_byte_by_byte() -> None:
     """What the agent wrote is what the client reads."""
     body = b'{ "choices": [{"message": {"role": "assistant", "content": "hi"}}], "odd": 1 }'
-    assert completion_body(await call_with(), final(body)) == body
+    assert completion_body("c1", "solarius", final(body)) == body
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ async def test_a_completion_passes_byte_by_byte() -> None:
 )
 async def test_any_other_answer_is_wrapped(frame: Frame, content: str) -> None:
     """A FastStream agent returns what it likes; the client gets a completion of it."""
-    body = orjson.loads(completion_body(await call_with(), frame))
+    body = orjson.loads(completion_body("c1", "solarius", frame))
     assert body["object"] == "chat.completion"
     assert body["model"] == "solarius"
     assert body["choices"][0]["message"] == {
@@ -73,7 +73,7 @@ async def test_any_other_answer_is_wrapped(frame: Frame, content: str) -> None:
 async def test_a_completion_without_an_answer_is_an_error(body: bytes) -> None:
     """Clients index into `choices` without looking."""
     with pytest.raises(ProtocolError):
-        completion_body(await call_with(), final(body))
+        completion_body("c1", "solarius", final(body))
 
 
 async def test_an_agent_that_does_not_stream_is_made_to() -> None:

@@ -30,18 +30,18 @@ class Client:
         self.has_ended = not message["more_body"]
 
 
-async def payloads(*given: bytes, then: Any = None) -> AsyncGenerator[bytes, None]:
+async def events(*given: bytes, then: Any = None) -> AsyncGenerator[bytes, None]:
     for one in given:
-        yield one
+        yield event(one)
     if then is not None:
         await then
 
 
-async def test_an_answer_is_data_lines_and_done() -> None:
-    """Payloads go out as they are, one event each."""
+async def test_an_answer_is_data_lines() -> None:
+    """Events go out as they are."""
     client = Client()
-    await EventStream(client.send, {"mesh-call-id": "c1"}).relay(payloads(b'{"a":1}', b'{"b":2}'))
-    assert client.body == b'data: {"a":1}\n\ndata: {"b":2}\n\ndata: [DONE]\n\n'
+    await EventStream(client.send, {"mesh-call-id": "c1"}).relay(events(b'{"a":1}', b'{"b":2}'))
+    assert client.body == b'data: {"a":1}\n\ndata: {"b":2}\n\n'
     assert client.has_ended
     [start] = client.starts
     headers = dict(start["headers"])
@@ -57,12 +57,12 @@ async def test_silence_is_filled_with_comments() -> None:
     client = Client()
     go_on = asyncio.Event()
     stream = EventStream(client.send, {}, begin_after_s=0.01, keep_alive_s=0.02)
-    task = asyncio.create_task(stream.relay(payloads(b"{}", then=go_on.wait())))
+    task = asyncio.create_task(stream.relay(events(b"{}", then=go_on.wait())))
     await until(lambda: client.body.count(b": keep-alive\n\n") >= 2)
     go_on.set()
     await task
     assert client.body.startswith(b"data: {}\n\n: keep-alive\n\n")
-    assert client.body.endswith(b"data: [DONE]\n\n")
+    assert client.has_ended
 
 
 async def test_a_slow_answer_begins_without_its_first_event() -> None:
@@ -73,7 +73,7 @@ async def test_a_slow_answer_begins_without_its_first_event() -> None:
 
     async def late() -> AsyncGenerator[bytes, None]:
         await go_on.wait()
-        yield b"{}"
+        yield event(b"{}")
 
     task = asyncio.create_task(stream.relay(late()))
     await until(lambda: stream.has_begun)
@@ -81,12 +81,12 @@ async def test_a_slow_answer_begins_without_its_first_event() -> None:
     assert client.body == b""
     go_on.set()
     await task
-    assert client.body == b"data: {}\n\ndata: [DONE]\n\n"
+    assert client.body == b"data: {}\n\n"
 
 
 async def failing(*before: bytes) -> AsyncGenerator[bytes, None]:
     for one in before:
-        yield one
+        yield event(one)
     raise AgentFailedError("it broke")
 
 
@@ -107,7 +107,7 @@ async def test_a_late_failure_is_the_last_event() -> None:
     with pytest.raises(AgentFailedError):
         await stream.relay(failing(b"{}"))
     assert stream.has_begun
-    await stream.fail(b'{"error":{}}')
+    await stream.fail(event(b'{"error":{}}'))
     assert client.body == b'data: {}\n\ndata: {"error":{}}\n\n'
     assert client.has_ended
 
@@ -119,7 +119,7 @@ async def test_nothing_is_left_behind() -> None:
 
     async def endless() -> AsyncGenerator[bytes, None]:
         try:
-            yield b"{}"
+            yield event(b"{}")
             await asyncio.Event().wait()
         finally:
             is_closed.set()

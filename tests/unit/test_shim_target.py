@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 
 from mesh.errors import InvalidIdError, InvalidInputError
-from mesh.settings import DEFAULT_HTTP_TIMEOUT_S
-from mesh.shim.target import Source, Target, read_source, read_target, read_timeout
+from mesh.shim.target import Source, Target, read_source, read_target
 from schemas.chat import ChatRequest
 
 
@@ -124,22 +123,3 @@ def test_the_ways_to_name_a_source(
 ) -> None:
     """Body fields or headers, and neither has to be there."""
     assert read_source(request(model="a", **fields), headers) == source
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [("", DEFAULT_HTTP_TIMEOUT_S), ("0.25", 0.25), ("30", 30.0), ("86400", 86_400.0)],
-)
-def test_a_deadline_is_read(text: str, seconds: float) -> None:
-    """Seconds, up to a day."""
-    assert read_timeout({"x-mesh-timeout": text}) == seconds
-
-
-@pytest.mark.parametrize(
-    "bad", ["0", "0.0", "-1", "86400.5", "nan", "inf", "1e3", "1_0", "٣", "5s"]
-)
-def test_a_deadline_that_cannot_be_is_blamed(bad: str) -> None:
-    """A deadline is never guessed."""
-    with pytest.raises(InvalidInputError) as caught:
-        read_timeout({"x-mesh-timeout": bad})
-    assert caught.value.field == "X-Mesh-Timeout"

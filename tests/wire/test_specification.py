@@ -21,10 +21,11 @@ from nats.aio.msg import Msg
 
 from mesh import Agent, ChatRequest, errors, headers, subjects
 from mesh.callers import Caller, new_instance_id
-from mesh.client import open_client
+from mesh.client import MeshClient, open_client
 from mesh.connection import Connection
 from mesh.directory import Directory
-from mesh.errors import AgentFailedError
+from mesh.errors import AgentFailedError, CallCancelledError
+from mesh.questions import encode_question
 from tests.conftest import Running, until
 
 README = Path(__file__).parent.parent.parent / "schemas" / "README.md"
@@ -38,6 +39,8 @@ NAMES = [
     "chunk-finish",
     "final-of-stream",
     "working",
+    "stored",
+    "cancel",
     "error",
     "bare-request",
     "bare-answer",
@@ -93,6 +96,9 @@ def normalised(text: str) -> str:
         (r"(correlation_id|Nats-Msg-Id): [0-9a-f]{32}", r"\1: <call>"),
         (r"mesh-instance: [0-9a-f]{32}", "mesh-instance: <instance>"),
         (r"((?:node-b|node1|instance|solarius)\.)[0-9a-f]{32}", r"\1<instance>"),
+        (r"Nats-Msg-Id: [0-9a-f]{32}\.", "Nats-Msg-Id: <call>."),
+        (r"cancel\.[0-9a-f]{32}", "cancel.<call>"),
+        (r'"sequence":\d+', '"sequence":<sequence>'),
         (r'"created":\d+', '"created":<seconds>'),
         (r"seq-\d+", "seq-<sequence>"),
         (r"_INBOX\.\w+", "_INBOX.<token>"),
@@ -122,7 +128,9 @@ def solarius() -> Agent:
     async def answer(request: ChatRequest) -> AsyncIterator[str]:
         match request.last_text:
             case "slow":
-                await asyncio.sleep(0.3)
+                await asyncio.sleep(0.5)
+            case "long":
+                await asyncio.sleep(60)
             case "fail":
                 raise ValueError("cloudy")
         yield "It is "
@@ -151,6 +159,7 @@ async def traffic(
             await client.ask("solarius", "slow")
             with pytest.raises(AgentFailedError):
                 await client.ask("solarius", "fail")
+            await _cancel_one(client)
             await witness.publish("agent.solarius.inbox", b"What time is it?")
             await until(lambda: recorder.find(r"agent\.solarius\.reply") is not None)
             await client.publish_event("solarius", "noon", b'{"at":"12:00"}')
@@ -165,6 +174,14 @@ async def traffic(
     }
 
 
+async def _cancel_one(client: MeshClient) -> None:
+    call = await client.start("solarius", encode_question("solarius", "long", stream=False))
+    await until(lambda: call.sequence > 0)
+    await client.cancel(call)
+    with pytest.raises(CallCancelledError):
+        await call.result()
+
+
 def _named(
     recorder: Recorder, instance: str, plain: Seen | None, final: Seen | None
 ) -> dict[str, Seen | None]:
@@ -177,6 +194,8 @@ def _named(
         "chunk-finish": recorder.find(reply, mesh_kind="chunk", mesh_seq="3"),
         "final-of-stream": recorder.find(reply, mesh_kind="final", **last),
         "working": recorder.find(reply, mesh_kind="working"),
+        "stored": recorder.find(reply, mesh_kind="stored"),
+        "cancel": recorder.find(r"agent\.solarius\.cancel\..*"),
         "error": recorder.find(reply, mesh_kind="error"),
         "bare-request": Seen("agent.solarius.inbox", {}, b"What time is it?"),
         "bare-answer": recorder.find(r"agent\.solarius\.reply"),

@@ -1,0 +1,173 @@
+"""Calls as resources: look at one, read its answer again, stop it.
+
+Everything comes from JetStream, so any replica of the shim can answer, also after a restart of all
+of them. Whoever knows a call's id may: it is 128 random bits.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any, Final
+from urllib.parse import parse_qs
+
+import orjson
+from starlette.types import Receive, Scope, Send
+
+from mesh import codec
+from mesh.calls import Call
+from mesh.errors import InvalidInputError, MeshError
+from mesh.followers import follow_call
+from mesh.frames import Frame
+from mesh.ledger import CallRecord, read_record
+from mesh.shim.door import Door, settle
+from mesh.shim.guard import require_agent
+from mesh.shim.http import CALL_ID, read_headers, send_json
+from mesh.shim.openai import chunk_bodies, completion_body
+from mesh.shim.sse import DONE, EventStream, event
+from mesh.shim.status import failure
+from schemas.call import CallView
+
+MAX_WAIT_S: Final = 300.0
+CANCEL_PATIENCE_S: Final = 2.0
+"""How long a cancel is waited for; then the answer is 202: it is on its way."""
+
+
+class CallResource:
+    """`GET /v1/calls/{id}` looks, and waits with `?wait=SECONDS`; `DELETE` stops the call."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        record = await _find(self._door, scope)
+        if scope["method"] == "DELETE":
+            await self._cancel(record, send)
+            return
+        wait_s = _read_wait(scope)
+        if record.outcome is None and wait_s:
+            record = await self._wait(record, wait_s)
+        await _send_record(send, 200, record)
+
+    async def _cancel(self, record: CallRecord, send: Send) -> None:
+        if record.outcome is None:
+            await self._door.client.cancel(record.call)
+            record = await self._wait(record, CANCEL_PATIENCE_S)
+        await _send_record(send, 202 if record.outcome is None else 200, record)
+
+    async def _wait(self, record: CallRecord, wait_s: float) -> CallRecord:
+        """Return the record as it is when the call has ended, or when `wait_s` is over."""
+        async with follow_call(self._door.connection, record.call) as call:
+            try:
+                async with asyncio.timeout(wait_s):
+                    await call.result()
+            except (TimeoutError, MeshError):
+                pass  # The record tells it.
+        return await read_record(self._door.connection, record.call.id)
+
+
+class CallEvents:
+    """`GET /v1/calls/{id}/events?after=N`: the answer as a stream, from its Nth event on.
+
+    The events are those of a streamed chat completion; N is how many of them the client has.
+    They carry ids, so that a browser's EventSource goes on by itself.
+    """
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        after = _read_after(scope)
+        record = await _find(self._door, scope)
+        async with follow_call(
+            self._door.connection, record.call, has_seen_chunks=after > 0
+        ) as call:
+            await self._relay(call, after, receive, send)
+
+    async def _relay(self, call: Call, after: int, receive: Receive, send: Send) -> None:
+        stream = EventStream(send, {CALL_ID: call.id}, comment=b": keep-alive\n")
+        with self._door.waiting(receive) as over:
+            relaying = asyncio.create_task(stream.relay(_numbered(call, after)))
+            relaying.add_done_callback(lambda _: settle(over))
+            try:
+                await over
+                await relaying
+            except MeshError as error:
+                told = failure(error, sent_to=call.agent)
+                if stream.has_begun:
+                    await stream.fail(event(told.body))
+                else:
+                    headers = {CALL_ID: call.id, **told.headers}
+                    await send_json(send, told.status, told.body, headers)
+            finally:
+                relaying.cancel()
+                await asyncio.wait({relaying})
+
+
+async def _numbered(call: Call, after: int) -> AsyncGenerator[bytes, None]:
+    number = 0
+    async for body in chunk_bodies(call, include_usage=False):
+        number += 1
+        if number > after:
+            yield b"id: %d\n%b" % (number, event(body))
+    yield event(DONE)
+
+
+async def _find(door: Door, scope: Scope) -> CallRecord:
+    record = await read_record(door.connection, scope["path_params"]["id"])
+    require_agent(scope, record.call.agent)
+    return record
+
+
+def view_of(record: CallRecord) -> dict[str, Any]:
+    """Return a record as a `CallView`, with the answer as the bytes that the agent wrote."""
+    view = CallView.model_validate(
+        {
+            "id": record.call.id,
+            "state": record.state.value,
+            "agent": record.call.agent,
+            "node": record.node,
+            "attempt": record.attempt,
+            "chunks": record.chunks,
+            "created_at": record.created_at,
+            "timeout_ms": record.stored.timeout_ms if record.stored else None,
+            "events": f"/v1/calls/{record.call.id}/events",
+        }
+    ).model_dump(mode="json")
+    if isinstance(record.outcome, Frame):
+        body = completion_body(record.call.id, record.call.agent, record.outcome)
+        view["result"] = orjson.Fragment(body)
+    elif record.outcome is not None:
+        told = failure(record.outcome, sent_to=record.call.agent)
+        view["error"] = codec.loads(told.body)["error"]
+    return view
+
+
+async def _send_record(send: Send, status: int, record: CallRecord) -> None:
+    body = codec.dumps(view_of(record))
+    await send_json(send, status, body, {CALL_ID: record.call.id})
+
+
+def _read_wait(scope: Scope) -> float:
+    text = _last(scope, b"wait")
+    if not text:
+        return 0.0
+    seconds = int(text) if text.isascii() and text.isdecimal() and len(text) < 6 else -1
+    if not 0 <= seconds <= MAX_WAIT_S:
+        raise InvalidInputError(f"wait: give whole seconds, at most {MAX_WAIT_S:g}", field="wait")
+    return float(seconds)
+
+
+def _read_after(scope: Scope) -> int:
+    """Return how many events the client has: what it says, or what its EventSource remembers."""
+    text = _last(scope, b"after") or read_headers(scope).get("last-event-id", "")
+    if not text:
+        return 0
+    if text.isascii() and text.isdecimal() and len(text) < 10:
+        return int(text)
+    raise InvalidInputError("after: give the number of events that you have", field="after")
+
+
+def _last(scope: Scope, name: bytes) -> str:
+    given = parse_qs(scope["query_string"]).get(name)
+    return given[-1].decode(errors="replace") if given else ""

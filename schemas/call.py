@@ -1,0 +1,35 @@
+"""A call as a resource: what `GET /v1/calls/{id}` answers.
+
+The states mean exactly what they say; `mesh.calls.CallState` has them.
+"""
+
+from typing import Any, Literal
+
+from schemas.base import Id, WireModel
+
+State = Literal["stored", "working", "answered", "failed", "expired", "cancelled"]
+
+
+class CallView(WireModel):
+    """Where a call stands, and what it ended with."""
+
+    id: str
+    object: Literal["mesh.call"] = "mesh.call"
+    state: State
+    agent: Id
+    node: str = ""
+    """Where an agent is at it, or was; empty as long as the request waits."""
+    attempt: int = 0
+    """The delivery that spoke last; 0 as long as no agent has."""
+    chunks: int = 0
+    """Parts of a streamed answer so far."""
+    created_at: str = ""
+    """By the broker's clock, in RFC 3339."""
+    timeout_ms: int | None = None
+    """The deadline, counted from the moment the request was stored."""
+    result: dict[str, Any] | None = None
+    """The whole answer, a `chat.completion`, once there is one."""
+    error: dict[str, Any] | None = None
+    """Why there is none, as in an error answer: `message`, `type`, `param`, `code`."""
+    events: str = ""
+    """Where the answer can be read as a stream."""
