@@ -23,6 +23,7 @@ TTL: Final = "Nats-TTL"
 SEQUENCE: Final = "Nats-Sequence"
 STREAM: Final = "Nats-Stream"
 STORED_SUBJECT: Final = "Nats-Subject"
+STORED_AT: Final = "Nats-Time-Stamp"
 
 SOURCE_AGENT: Final = "mesh-source-agent"
 SOURCE_NODE: Final = "mesh-source-node"

@@ -21,6 +21,8 @@ DEFAULT_TIMEOUT_S: Final = 60.0
 """Deadline of a call from the command line and from Python."""
 DEFAULT_HTTP_TIMEOUT_S: Final = 120.0
 """Deadline over HTTP: well under the 600 s that OpenAI clients read for."""
+DEFAULT_HTTP_PORTS: Final = (9102, 9205, 8899)
+"""Router, registry and monitor. One application answers on all of them."""
 HEARTBEATS_TO_OFFLINE: Final = 3
 
 KNOWN_VARIABLES: Final = {
@@ -64,7 +66,7 @@ class Settings:
     data_dir: Path = Path()
     node: str = "node1"
     http_host: str = "127.0.0.1"
-    http_ports: tuple[int, ...] = (9102,)
+    http_ports: tuple[int, ...] = DEFAULT_HTTP_PORTS
     http_auth: str = "auto"
     http_allowed_hosts: tuple[str, ...] = ()
     http_cors_origins: tuple[str, ...] = ()
@@ -97,7 +99,7 @@ class Settings:
             data_dir=_data_dir(environ),
             node=_node(environ),
             http_host=environ.get("MESH_HTTP_HOST", "127.0.0.1"),
-            http_ports=read.ports("MESH_HTTP_PORTS", (9102,)),
+            http_ports=read.ports("MESH_HTTP_PORTS", DEFAULT_HTTP_PORTS),
             http_auth=read.one_of("MESH_HTTP_AUTH", HTTP_AUTH_MODES),
             http_allowed_hosts=read.several("MESH_HTTP_ALLOWED_HOSTS", _HOST_NAME, _HOST_EXAMPLE),
             http_cors_origins=read.several("MESH_HTTP_CORS_ORIGINS", _ORIGIN, _ORIGIN_EXAMPLE),
@@ -155,8 +157,11 @@ class _Reader:
             return default
         parts = [part.strip() for part in text.split(",")]
         if all(part.isascii() and part.isdecimal() and int(part) <= 65_535 for part in parts):
-            return tuple(int(part) for part in parts)
-        raise _unusable(name, text, "ports with commas between them, such as 9102,9205")
+            ports = tuple(int(part) for part in parts)
+            named = [port for port in ports if port]
+            if len(set(named)) == len(named):
+                return ports
+        raise _unusable(name, text, "different ports with commas between them, such as 9102,9205")
 
     def one_of(self, name: str, choices: tuple[str, ...]) -> str:
         """Read one of several words; the first is the default."""

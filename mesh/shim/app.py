@@ -22,7 +22,9 @@ from mesh.shim.door import Door
 from mesh.shim.guard import Guard
 from mesh.shim.health import Health, Live
 from mesh.shim.http import REQUEST_ID, request_id, send_json
-from mesh.shim.openai import ChatCompletions, Model, Models
+from mesh.shim.models import Model, Models
+from mesh.shim.openai import ChatCompletions
+from mesh.shim.registry import Agent, Agents, Node, Nodes
 from mesh.shim.rules import LOOPBACK_RULES, Rules
 from mesh.shim.status import BAD_REQUEST, SERVER, envelope, failure
 
@@ -90,6 +92,16 @@ def _routes(door: Door) -> list[Route]:
             Route(f"{prefix}/models", models, methods=["GET"]),
             Route(f"{prefix}/models/{{id:path}}", model, methods=["GET"]),
         ]
+    agent, node = Agent(door), Node(door)
+    routes += [
+        Route("/api/v1/agents", Agents(door), methods=["GET"]),
+        Route("/api/v1/nodes", Nodes(door), methods=["GET"]),
+        # The guide says /agent/, and most registries the plural.
+        Route("/api/v1/agent/{id}", agent, methods=["GET"]),
+        Route("/api/v1/agents/{id}", agent, methods=["GET"]),
+        Route("/api/v1/node/{id}", node, methods=["GET"]),
+        Route("/api/v1/nodes/{id}", node, methods=["GET"]),
+    ]
     return routes
 
 

@@ -61,6 +61,12 @@ def may_call(scope: Scope, agent: str) -> bool:
     return key is None or key.allows(agent)
 
 
+def sees_everybody(scope: Scope) -> bool:
+    """Tell whether a request's key is good for all agents, so that no list needs a look at it."""
+    key = key_of(scope)
+    return key is None or not key.agents
+
+
 def require_agent(scope: Scope, agent: str) -> None:
     """Check that a request's key is good for `agent`, before anything is said about it.
 

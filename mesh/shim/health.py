@@ -11,7 +11,6 @@ from mesh.shim.guard import is_stranger
 from mesh.shim.http import send_json
 from mesh.shim.status import failure
 from mesh.version import VERSION
-from schemas.registry import State
 
 
 class Live:
@@ -45,6 +44,6 @@ class Health:
         return {
             "node": self._door.caller.node,
             "broker": "connected" if is_ready else "disconnected",
-            "agents_online": sum(view.state is State.ONLINE for view in self._door.client.agents()),
+            "agents_online": self._door.client.directory.online_count(),
             "version": VERSION,
         }

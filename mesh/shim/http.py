@@ -46,6 +46,18 @@ def new_request_id() -> str:
     return f"req_{os.urandom(16).hex()}"
 
 
+def base_url(scope: Scope) -> str:
+    """Return the address at which the client has found us, without a path.
+
+    By its `Host` header, which the guard has checked, or by the socket if there is none.
+    """
+    for name, value in scope["headers"]:
+        if name == b"host" and value:
+            return f"{scope['scheme']}://{value.decode('latin-1')}"
+    host, port = scope["server"]
+    return f"{scope['scheme']}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
 async def read_body(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
     """Read a request's body, and no more of it than `limit_bytes`.
 

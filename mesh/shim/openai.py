@@ -1,14 +1,11 @@
-"""The OpenAI endpoints: chat completions and models. Translation, and no logic of its own.
+"""The OpenAI endpoint: chat completions. Translation, and no logic of its own.
 
 Validates a request and forwards the bytes it got; passes on the bytes that the agent wrote. Only
 answers that are text, or no completion, are wrapped here. Source of the shapes: the OpenAI API
-reference, "Create chat completion" and "Models".
+reference, "Create chat completion".
 """
 
 from collections.abc import AsyncGenerator, Iterator
-from datetime import datetime
-from typing import Any
-from urllib.parse import parse_qs
 
 import orjson
 from starlette.types import Receive, Scope, Send
@@ -17,19 +14,18 @@ from mesh import codec
 from mesh.callers import known_source
 from mesh.calls import Call, StoredCall
 from mesh.completions import ChunkWriter, completion, read_reply
-from mesh.errors import AgentNotFoundError, InvalidIdError, InvalidInputError
+from mesh.errors import InvalidInputError
 from mesh.frames import Frame
 from mesh.shim.door import Door
 from mesh.shim.exchange import Asked, Exchange
-from mesh.shim.guard import may_call, owner_of, require_agent
-from mesh.shim.http import read_body, read_headers, send_json
+from mesh.shim.guard import owner_of, require_agent
+from mesh.shim.http import read_body, read_headers
 from mesh.shim.sse import DONE, event
 from mesh.shim.status import UNSUPPORTED_PARAMETER, Failure
-from mesh.shim.target import read_source, read_target, split_model
+from mesh.shim.target import read_source, read_target
 from mesh.shim.terms import read_terms
 from schemas.call import CallView
 from schemas.chat import ChatDelta, ChatRequest
-from schemas.registry import AgentView, State
 
 
 class ChatCompletions:
@@ -84,43 +80,6 @@ class ChatDialect:
         return codec.encode(accepted_view(call))
 
 
-class Models:
-    """`GET /v1/models`: who can be called now; with `?all=1`, everybody who is known."""
-
-    def __init__(self, door: Door) -> None:
-        self._door = door
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, from memory."""
-        shows_all = parse_qs(scope["query_string"]).get(b"all") == [b"1"]
-        found = [
-            model_object(view, view.card.id)
-            for view in self._door.client.agents()
-            if (shows_all or view.state is not State.OFFLINE) and may_call(scope, view.card.id)
-        ]
-        await send_json(send, 200, codec.dumps({"object": "list", "data": found}))
-
-
-class Model:
-    """`GET /v1/models/{id}`: one agent, or one on one node."""
-
-    def __init__(self, door: Door) -> None:
-        self._door = door
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, from memory."""
-        name = scope["path_params"]["id"]
-        directory = self._door.client.directory
-        agent, node = split_model(name)
-        require_agent(scope, agent)
-        try:
-            directory.require_target(agent, node)
-        except InvalidIdError as error:
-            # Clients probe for the models they know by heart, such as gpt-3.5-turbo.
-            raise AgentNotFoundError(f"no agent: {error.message}", agent=name) from None
-        await send_json(send, 200, codec.dumps(model_object(directory.agent(agent), name)))
-
-
 def accepted_view(call: StoredCall) -> CallView:
     """Return a call that nobody waits for, as the resource it is from now on."""
     return CallView(
@@ -170,17 +129,6 @@ async def chunk_bodies(call: Call, *, include_usage: bool) -> AsyncGenerator[byt
             yield body
 
 
-def model_object(view: AgentView, name: str) -> dict[str, Any]:
-    """Return an agent as a model called `name`."""
-    return {
-        "id": name,
-        "object": "model",
-        "created": _created(view),
-        "owned_by": "mesh",
-        "name": f"{name} ({', '.join(view.nodes)})" if view.nodes else name,
-    }
-
-
 def _is_completion(body: bytes) -> bool:
     try:
         choices = orjson.loads(body)["choices"]
@@ -199,10 +147,3 @@ def _as_chunks(call: Call, frame: Frame, *, include_usage: bool) -> Iterator[byt
     yield chunks.finish(reply.finish_reason)
     if include_usage:
         yield chunks.usage(reply.usage)
-
-
-def _created(view: AgentView) -> int:
-    try:
-        return int(datetime.fromisoformat(view.registered_at).timestamp())
-    except ValueError:
-        return 0

@@ -47,7 +47,19 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
             }
         ),
     ),
-    ("registry", frozenset({"mesh.access", "mesh.registry", "mesh.directory", "mesh.heartbeat"})),
+    (
+        "registry",
+        frozenset(
+            {
+                "mesh.access",
+                "mesh.registry",
+                "mesh.records",
+                "mesh.standing",
+                "mesh.directory",
+                "mesh.heartbeat",
+            }
+        ),
+    ),
     (
         "client, agent",
         frozenset(

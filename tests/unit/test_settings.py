@@ -13,7 +13,7 @@ def test_the_defaults_suit_one_machine() -> None:
     settings = Settings.from_env({"HOME": "/home/x"})
     assert settings.nats_url == "nats://127.0.0.1:4222"
     assert not settings.is_broker_external
-    assert (settings.http_host, settings.http_ports) == ("127.0.0.1", (9102,))
+    assert (settings.http_host, settings.http_ports) == ("127.0.0.1", (9102, 9205, 8899))
     assert settings.offline_after_s == 15.0
 
 
@@ -44,6 +44,7 @@ def test_a_host_name_becomes_a_node_id(monkeypatch: pytest.MonkeyPatch) -> None:
         ("MESH_NATS_PORT", "four"),
         ("MESH_HTTP_PORTS", "1,,2"),
         ("MESH_HTTP_PORTS", "99999"),
+        ("MESH_HTTP_PORTS", "9102,9205,9102"),
         ("MESH_REPLICAS", "0"),
         ("MESH_MAILBOX_MAX", "-1"),
         ("MESH_HEARTBEAT_S", "0"),

@@ -17,11 +17,9 @@ from mesh.errors import InvalidInputError, ProtocolError
 from mesh.frames import Frame
 from mesh.shim.app import create_app
 from mesh.shim.door import Door
-from mesh.shim.openai import chunk_bodies, completion_body, model_object, read_request
-from schemas.card import AgentCard
+from mesh.shim.openai import chunk_bodies, completion_body, read_request
 from schemas.chat import ChatReply, Usage
 from schemas.frame import FrameKind
-from schemas.registry import AgentView, State
 
 TOOL = {"id": "t1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
 
@@ -168,21 +166,3 @@ async def test_an_answer_that_was_faster_than_we_is_not_waited_for() -> None:
         body = {"model": "solarius", "messages": [{"role": "user", "content": "hi"}]}
         answer = await asyncio.wait_for(client.post("/v1/chat/completions", json=body), 5)
     assert answer.json()["choices"][0]["message"]["content"] == "quick"
-
-
-def test_a_model_is_an_agent() -> None:
-    """With the time since when it is known, and where it runs."""
-    view = AgentView(
-        card=AgentCard(id="solarius"),
-        state=State.ONLINE,
-        nodes=("node1", "node2"),
-        registered_at="2026-11-22T20:00:00+00:00",
-    )
-    assert model_object(view, "solarius") == {
-        "id": "solarius",
-        "object": "model",
-        "created": 1795377600,
-        "owned_by": "mesh",
-        "name": "solarius (node1, node2)",
-    }
-    assert model_object(view.model_copy(update={"registered_at": ""}), "s")["created"] == 0

@@ -50,6 +50,7 @@ NAMES = [
     "placement-record",
     "instance-record",
     "node-record",
+    "reign-record",
     "heartbeat",
     "withdraw",
     "dead-letter",
@@ -162,7 +163,8 @@ async def traffic(
             await witness.publish("agent.solarius.inbox", b"What time is it?")
             await until(lambda: recorder.find(r"agent\.solarius\.reply") is not None)
             await client.publish_event("solarius", "noon", b'{"at":"12:00"}')
-            await until(lambda: recorder.find(r"registry\.heartbeat\.node-b\..*") is not None)
+            for subject in (r"registry\.heartbeat\.node-b\..*", r"registry\.event\.reign\.node1"):
+                await until(lambda subject=subject: recorder.find(subject) is not None)
         await witness.publish("agent.nobody.inbox", b"Anybody there?")
         await until(lambda: recorder.find(r"dead\.nobody") is not None)
     await witness.close()
@@ -203,6 +205,7 @@ def _named(
         "placement-record": recorder.find(r"registry\.event\.placement\.solarius\..*"),
         "instance-record": recorder.find(rf"registry\.event\.instance\.{instance}"),
         "node-record": recorder.find(r"registry\.event\.node\.node-b"),
+        "reign-record": recorder.find(r"registry\.event\.reign\.node1"),
         "heartbeat": recorder.find(r"registry\.heartbeat\.node-b\..*"),
         "withdraw": recorder.find(r"registry\.withdraw\.solarius"),
         "dead-letter": recorder.find(r"dead\.nobody"),
