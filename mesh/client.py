@@ -117,10 +117,12 @@ class MeshClient:
         wait: bool = True,
         lineage: Lineage = NO_LINEAGE,
         source: Caller | None = None,
+        is_ping: bool = False,
     ) -> Call:
         """Send a request and return the call, without waiting for anything but the socket.
 
-        `source` is who the agent is told asks, when that is not this caller.
+        `source` is who the agent is told asks, when that is not this caller. A ping takes the
+        way of every call, up to a slot of the agent, and is answered without its handler.
 
         Raises:
             InvalidInputError: the agent, the node, the deadline or the size cannot be.
@@ -140,6 +142,8 @@ class MeshClient:
         call_id = os.urandom(16).hex()
         call = Call(call_id, agent, self._inbox.reply_subject(call_id, agent), timeout_s)
         headers = self._headers(call, content_type, node, lineage, source or self._caller)
+        if is_ping:
+            headers[h.PING] = "1"
         request = Request(subjects.inbox(agent, node), body, headers)
         self._connection.publisher.require_size(body, headers)
         self._inbox.expect(call)

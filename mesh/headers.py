@@ -30,6 +30,7 @@ TARGET_NODE: Final = "mesh-target-node"
 TIMEOUT_MS: Final = "mesh-timeout-ms"
 HOPS: Final = "mesh-hops"
 RETRY: Final = "mesh-retry"
+PING: Final = "mesh-ping"
 
 KIND: Final = "mesh-kind"
 SEQ: Final = "mesh-seq"
@@ -89,6 +90,7 @@ class RequestHeaders:
     timeout_ms: int | None = None
     hops: tuple[str, ...] = ()
     is_retry: bool = False
+    is_ping: bool = False
     traceparent: str = ""
 
     @classmethod
@@ -106,6 +108,7 @@ class RequestHeaders:
             timeout_ms=number(raw.get(TIMEOUT_MS)),
             hops=tuple(hops.split(",")) if hops else (),
             is_retry=RETRY in raw,
+            is_ping=PING in raw,
             traceparent=raw.get(TRACEPARENT, ""),
         )
 

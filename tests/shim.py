@@ -1,13 +1,14 @@
 """What the tests of the HTTP door share: a door, agents behind it, and readers of its answers."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx2
 import orjson
 import uvicorn
+from starlette.types import ASGIApp
 
 from mesh import Agent, ChatDelta, ChatReply, ChatRequest, Usage
 from mesh.callers import Caller, new_instance_id
@@ -26,11 +27,17 @@ USAGE = Usage(prompt_tokens=3, completion_tokens=2, total_tokens=5)
 
 
 @asynccontextmanager
-async def serving(connection: Connection, directory: Directory) -> AsyncIterator[str]:
+async def serving(
+    connection: Connection,
+    directory: Directory,
+    *,
+    monitor_url: str = "",
+    guard: Callable[[ASGIApp], ASGIApp] = lambda app: app,
+) -> AsyncIterator[str]:
     """Answer HTTP on a free port, by a connection that is open; gives the base URL."""
     caller = Caller("http", "node1", new_instance_id())
     async with open_client(connection, directory, caller) as client:
-        app = create_app(Door(client, connection, caller))
+        app = guard(create_app(Door(client, connection, caller, monitor_url=monitor_url)))
         config = uvicorn.Config(
             app, port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=3
         )

@@ -16,6 +16,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mesh.errors import MeshError
+from mesh.shim.connection_test import ConnectionTests
 from mesh.shim.door import Door
 from mesh.shim.health import Health, Live
 from mesh.shim.http import REQUEST_ID, request_id, send_json
@@ -43,6 +44,7 @@ def _routes(door: Door) -> list[Route]:
     routes = [
         Route("/health", Health(door), methods=["GET"]),
         Route("/health/live", Live(), methods=["GET"]),
+        Route("/api/agents/connection-test", ConnectionTests(door), methods=["GET"]),
     ]
     chat, models, model = ChatCompletions(door), Models(door), Model(door)
     # Some clients add the /v1 by themselves, and some want it in the base URL.

@@ -23,13 +23,27 @@ HEADER_ROOM_BYTES: Final = 2048
 class Door:
     """The way from HTTP into the mesh: one client, and everybody who waits for an answer."""
 
-    def __init__(self, client: MeshClient, connection: Connection, caller: Caller) -> None:
+    def __init__(
+        self,
+        client: MeshClient,
+        connection: Connection,
+        caller: Caller,
+        *,
+        monitor_url: str = "",
+    ) -> None:
         self.client = client
         self.caller = caller
         """Who calls when a client does not say who it is."""
+        self.monitor_url = monitor_url
+        """Where the broker's monitoring answers; empty where it is not known."""
         self._connection = connection
         self._waiting: set[asyncio.Future[None]] = set()
         self._is_closing = False
+
+    @property
+    def connection(self) -> Connection:
+        """The connection to the broker, for what is no call."""
+        return self._connection
 
     @property
     def is_connected(self) -> bool:

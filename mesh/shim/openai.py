@@ -25,7 +25,14 @@ from mesh.shim.door import Door, settle
 from mesh.shim.http import CALL_ID, read_body, read_headers, send_json
 from mesh.shim.sse import EventStream
 from mesh.shim.status import UNSUPPORTED_PARAMETER, failure
-from mesh.shim.target import Headers, read_source, read_target, read_timeout, split_model
+from mesh.shim.target import (
+    Headers,
+    asks_for_ping,
+    read_source,
+    read_target,
+    read_timeout,
+    split_model,
+)
 from schemas.chat import ChatDelta, ChatRequest
 from schemas.registry import AgentView, State
 
@@ -57,6 +64,7 @@ class ChatCompletions:
             timeout_s=read_timeout(headers),
             wait=False,
             source=known_source(source.agent, source.node, self._door.caller),
+            is_ping=asks_for_ping(headers),
         )
 
     async def _answer(self, call: Call, send: Send, over: "asyncio.Future[None]") -> None:

@@ -91,7 +91,7 @@ async def serve_on(
         stack.push_async_callback(tasks.cancel)
         tasks.start(_announce(connection, instance))
         tasks.start(_beat(connection, instance, settings.heartbeat_s))
-        door = Door(client, connection, caller)
+        door = Door(client, connection, caller, monitor_url=settings.nats_monitor_url)
         server = _Server(create_app(door), lambda: on_ready(ports_of(sockets)))
         if stop is None:
             stop = asyncio.Event()

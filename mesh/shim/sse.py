@@ -55,7 +55,15 @@ class EventStream:
         return self._has_begun
 
     async def relay(self, payloads: AsyncGenerator[bytes, None]) -> None:
-        """Send every payload as an event, comments while none comes, and `[DONE]`.
+        """Send every payload as an event, and `[DONE]`, as OpenAI clients want it.
+
+        Raises what `payloads` raises; nothing is sent about it.
+        """
+        await self.pass_on(payloads)
+        await self.end(DONE)
+
+    async def pass_on(self, payloads: AsyncGenerator[bytes, None]) -> None:
+        """Send every payload as an event, and comments while none comes.
 
         Raises what `payloads` raises; nothing is sent about it.
         """
@@ -67,11 +75,14 @@ class EventStream:
         finally:
             keeping_alive.cancel()
             await asyncio.wait({keeping_alive})
-        await self._write(event(DONE), is_last=True)
+
+    async def end(self, payload: bytes) -> None:
+        """Send the last event."""
+        await self._write(event(payload), is_last=True)
 
     async def fail(self, payload: bytes) -> None:
         """Send an error as the last event."""
-        await self._write(event(payload), is_last=True)
+        await self.end(payload)
 
     async def _keep_alive(self) -> None:
         loop = asyncio.get_running_loop()

@@ -20,6 +20,7 @@ NODE_HEADER: Final = "X-Mesh-Target-Node"
 SOURCE_AGENT_HEADER: Final = "X-Mesh-Source-Agent"
 SOURCE_NODE_HEADER: Final = "X-Mesh-Source-Node"
 TIMEOUT_HEADER: Final = "X-Mesh-Timeout"
+PING_HEADER: Final = "X-Mesh-Ping"
 
 _SECONDS: Final = re.compile(r"[0-9]{1,5}(\.[0-9]{1,9})?")
 
@@ -105,6 +106,11 @@ def read_timeout(headers: Headers) -> float:
         f"at most {MAX_TIMEOUT_S:g}",
         field=TIMEOUT_HEADER,
     )
+
+
+def asks_for_ping(headers: Headers) -> bool:
+    """Tell whether a request only tries the way, and the agent's handler must not run."""
+    return headers.get(PING_HEADER.lower(), "") not in ("", "0")
 
 
 def split_model(model: str) -> tuple[str, str | None]:

@@ -40,6 +40,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
                 "mesh.delivery",
                 "mesh.pulls",
                 "mesh.replies",
+                "mesh.pings",
                 "mesh.requests",
                 "mesh.broker",
                 "mesh.supervisor",
@@ -65,6 +66,18 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
         "runtime",
         frozenset(
             {"mesh.invocation", "mesh.execution", "mesh.worker", "mesh.events", "mesh.runtime"}
+        ),
+    ),
+    (
+        "probes",
+        frozenset(
+            {
+                "mesh.nats_probes",
+                "mesh.http_probes",
+                "mesh.prober",
+                "mesh.probes",
+                "mesh.probe_report",
+            }
         ),
     ),
     ("shim | handlers", frozenset({"mesh.shim", "handlers"})),

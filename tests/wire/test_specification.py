@@ -21,7 +21,7 @@ from nats.aio.msg import Msg
 
 from mesh import Agent, ChatRequest, errors, headers, subjects
 from mesh.callers import Caller, new_instance_id
-from mesh.client import open_client
+from mesh.client import encode_question, open_client
 from mesh.connection import Connection
 from mesh.directory import Directory
 from mesh.errors import AgentFailedError
@@ -39,6 +39,8 @@ NAMES = [
     "final-of-stream",
     "working",
     "error",
+    "ping",
+    "pong",
     "bare-request",
     "bare-answer",
     "event",
@@ -79,6 +81,11 @@ class Recorder:
             if re.fullmatch(pattern, seen.subject) and wanted.items() <= seen.headers.items():
                 return seen
         return None
+
+    def answer_to(self, request: Seen | None) -> Seen | None:
+        """Return the first frame that answers a request."""
+        reply_to = request.headers["reply_to"] if request else ""
+        return self.find(re.escape(reply_to), mesh_kind="final")
 
 
 def normalised(text: str) -> str:
@@ -150,6 +157,8 @@ async def traffic(
             await client.ask("solarius", "slow")
             with pytest.raises(AgentFailedError):
                 await client.ask("solarius", "fail")
+            ping = encode_question("solarius", "ping", stream=False)
+            await (await client.start("solarius", ping, timeout_s=3, is_ping=True)).result()
             await witness.publish("agent.solarius.inbox", b"What time is it?")
             await until(lambda: recorder.find(r"agent\.solarius\.reply") is not None)
             await client.publish_event("solarius", "noon", b'{"at":"12:00"}')
@@ -176,6 +185,8 @@ def _named(
         "final-of-stream": recorder.find(reply, mesh_kind="final", **last),
         "working": recorder.find(reply, mesh_kind="working"),
         "error": recorder.find(reply, mesh_kind="error"),
+        "ping": recorder.find(r"agent\.solarius\.inbox", mesh_ping="1"),
+        "pong": recorder.answer_to(recorder.find(r"agent\.solarius\.inbox", mesh_ping="1")),
         "bare-request": Seen("agent.solarius.inbox", {}, b"What time is it?"),
         "bare-answer": recorder.find(r"agent\.solarius\.reply"),
         "event": recorder.find(r"agent\.solarius\.event\..*"),
