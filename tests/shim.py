@@ -35,11 +35,12 @@ async def serving(
     *,
     patience: Patience | None = None,
     max_connections: int = MAX_CONNECTIONS,
+    monitor_url: str = "",
 ) -> AsyncIterator[str]:
     """Answer HTTP on a free port, by a connection that is open; gives the base URL."""
     caller = Caller("http", "node1", new_instance_id())
     async with open_client(connection, directory, caller) as client:
-        app = create_app(Door(client, connection, caller), rules)
+        app = create_app(Door(client, connection, caller, monitor_url=monitor_url), rules)
         server = HttpServer(app, patience=patience, max_connections=max_connections)
         task = asyncio.create_task(server.serve())
         await until(lambda: server.started)

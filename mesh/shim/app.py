@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mesh.errors import MeshError
 from mesh.shim.calls import CallEvents, CallResource
+from mesh.shim.connection_test import ConnectionTests
 from mesh.shim.cors import Cors
 from mesh.shim.door import Door
 from mesh.shim.guard import Guard
@@ -80,6 +81,7 @@ def _routes(door: Door) -> list[Route]:
     routes = [
         Route("/health", Health(door), methods=["GET"]),
         Route("/health/live", Live(), methods=["GET"]),
+        Route("/api/agents/connection-test", ConnectionTests(door), methods=["GET"]),
     ]
     chat, models, model = ChatCompletions(door), Models(door), Model(door)
     call, events = CallResource(door), CallEvents(door)

@@ -18,7 +18,7 @@ from mesh.errors import InvalidInputError, MeshError
 from mesh.followers import follow_call
 from mesh.frames import Frame
 from mesh.ledger import CallRecord, read_record
-from mesh.shim.door import Door, settle
+from mesh.shim.door import Door, beside
 from mesh.shim.guard import require_agent
 from mesh.shim.http import CALL_ID, read_headers, send_json
 from mesh.shim.openai import chunk_bodies, completion_body
@@ -86,22 +86,16 @@ class CallEvents:
 
     async def _relay(self, call: Call, after: int, receive: Receive, send: Send) -> None:
         stream = EventStream(send, {CALL_ID: call.id}, comment=b": keep-alive\n")
-        with self._door.waiting(receive) as over:
-            relaying = asyncio.create_task(stream.relay(_numbered(call, after)))
-            relaying.add_done_callback(lambda _: settle(over))
-            try:
-                await over
-                await relaying
-            except MeshError as error:
-                told = failure(error, sent_to=call.agent)
-                if stream.has_begun:
-                    await stream.fail(event(told.body))
-                else:
-                    headers = {CALL_ID: call.id, **told.headers}
-                    await send_json(send, told.status, told.body, headers)
-            finally:
-                relaying.cancel()
-                await asyncio.wait({relaying})
+        try:
+            with self._door.waiting(receive) as over:
+                await beside(over, stream.relay(_numbered(call, after)))
+        except MeshError as error:
+            told = failure(error, sent_to=call.agent)
+            if stream.has_begun:
+                await stream.fail(event(told.body))
+            else:
+                headers = {CALL_ID: call.id, **told.headers}
+                await send_json(send, told.status, told.body, headers)
 
 
 async def _numbered(call: Call, after: int) -> AsyncGenerator[bytes, None]:

@@ -97,6 +97,7 @@ TABLE: Final[dict[type[MeshError], Row]] = {
     errors.MailboxFullError: Row(
         429, RATE_LIMIT, "agent_busy", retry_after_s=1, ends_calls=True, is_unstored=True
     ),
+    errors.AgentBusyError: Row(429, RATE_LIMIT, "agent_busy", retry_after_s=1, ends_calls=True),
     errors.CallTimeoutError: Row(504, SERVER, "agent_timeout", ends_calls=True),
     errors.CallCancelledError: Row(409, BAD_REQUEST, "call_cancelled", ends_calls=True),
     errors.HopLimitError: Row(502, SERVER, "hop_limit", ends_calls=True),

@@ -41,6 +41,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
                 "mesh.delivery",
                 "mesh.pulls",
                 "mesh.replies",
+                "mesh.pings",
                 "mesh.requests",
                 "mesh.broker",
                 "mesh.supervisor",
@@ -81,6 +82,18 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
         "runtime",
         frozenset(
             {"mesh.invocation", "mesh.execution", "mesh.worker", "mesh.events", "mesh.runtime"}
+        ),
+    ),
+    (
+        "probes",
+        frozenset(
+            {
+                "mesh.nats_probes",
+                "mesh.http_probes",
+                "mesh.prober",
+                "mesh.probes",
+                "mesh.probe_report",
+            }
         ),
     ),
     ("shim | handlers", frozenset({"mesh.shim", "handlers"})),

@@ -42,6 +42,8 @@ NAMES = [
     "stored",
     "cancel",
     "error",
+    "ping",
+    "pong",
     "bare-request",
     "bare-answer",
     "event",
@@ -83,6 +85,11 @@ class Recorder:
             if re.fullmatch(pattern, seen.subject) and wanted.items() <= seen.headers.items():
                 return seen
         return None
+
+    def answer_to(self, request: Seen | None) -> Seen | None:
+        """Return the first frame that answers a request."""
+        reply_to = request.headers["reply_to"] if request else ""
+        return self.find(re.escape(reply_to), mesh_kind="final")
 
 
 def normalised(text: str) -> str:
@@ -160,6 +167,8 @@ async def traffic(
             with pytest.raises(AgentFailedError):
                 await client.ask("solarius", "fail")
             await _cancel_one(client)
+            ping = encode_question("solarius", "ping", stream=False)
+            await (await client.start("solarius", ping, timeout_s=3, is_ping=True)).result()
             await witness.publish("agent.solarius.inbox", b"What time is it?")
             await until(lambda: recorder.find(r"agent\.solarius\.reply") is not None)
             await client.publish_event("solarius", "noon", b'{"at":"12:00"}')
@@ -197,6 +206,8 @@ def _named(
         "stored": recorder.find(reply, mesh_kind="stored"),
         "cancel": recorder.find(r"agent\.solarius\.cancel\..*"),
         "error": recorder.find(reply, mesh_kind="error"),
+        "ping": recorder.find(r"agent\.solarius\.inbox", mesh_ping="1"),
+        "pong": recorder.answer_to(recorder.find(r"agent\.solarius\.inbox", mesh_ping="1")),
         "bare-request": Seen("agent.solarius.inbox", {}, b"What time is it?"),
         "bare-answer": recorder.find(r"agent\.solarius\.reply"),
         "event": recorder.find(r"agent\.solarius\.event\..*"),
