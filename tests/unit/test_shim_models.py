@@ -44,7 +44,7 @@ async def test_a_list_is_written_again_after_a_change() -> None:
         body = codec.encode(value) if value else None
         directory.apply(Entry(key, body, next(revisions)))
 
-    door: Any = SimpleNamespace(client=SimpleNamespace(directory=directory))
+    door: Any = SimpleNamespace(client=SimpleNamespace(directory=directory), access=None)
     transport = httpx2.ASGITransport(create_app(cast(Door, door)))
     async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
 
@@ -74,7 +74,7 @@ async def test_a_list_is_written_once() -> None:
     """A heartbeat changes nothing in it."""
     directory = Directory()
     directory.apply(Entry("instance.i1", codec.encode(HOST), 1))
-    door: Any = SimpleNamespace(client=SimpleNamespace(directory=directory))
+    door: Any = SimpleNamespace(client=SimpleNamespace(directory=directory), access=None)
     transport = httpx2.ASGITransport(create_app(cast(Door, door)))
     async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
         assert (await client.get("/v1/models")).json()["data"] == []
