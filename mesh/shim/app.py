@@ -19,6 +19,7 @@ from mesh.errors import MeshError
 from mesh.shim.calls import CallEvents, CallResource
 from mesh.shim.connection_test import ConnectionTests
 from mesh.shim.cors import Cors
+from mesh.shim.direct import DirectChat
 from mesh.shim.door import Door
 from mesh.shim.guard import Guard
 from mesh.shim.health import Health, Live
@@ -96,6 +97,7 @@ def _routes(door: Door) -> list[Route]:
         ]
     agent, node = Agent(door), Node(door)
     routes += [
+        Route("/api/agent/{id}/chat", DirectChat(door), methods=["POST"]),
         Route("/api/v1/agents", Agents(door), methods=["GET"]),
         Route("/api/v1/nodes", Nodes(door), methods=["GET"]),
         # The guide says /agent/, and most registries the plural.

@@ -40,15 +40,16 @@ class ChatCompletions:
         body = await read_body(scope, receive, self._door.limit_bytes)
         request = read_request(body)
         headers = read_headers(scope)
-        target = read_target(request, headers)
+        fields = request.model_extra or {}
+        target = read_target(request.model, fields, headers)
         require_agent(scope, target.agent)
-        source = read_source(request, headers)
+        source = read_source(fields, headers)
         asked = Asked(
             target=target,
             body=body,
             is_streamed=request.stream,
             source=known_source(source.agent, source.node, self._door.caller),
-            terms=read_terms(request.model_extra or {}, headers),
+            terms=read_terms(fields, headers),
             owner=owner_of(scope),
         )
         dialect = ChatDialect(include_usage=request.include_usage)
