@@ -20,6 +20,7 @@ import pytest
 from nats.aio.msg import Msg
 
 from mesh import Agent, ChatRequest, errors, headers, subjects
+from mesh.access import Access
 from mesh.callers import Caller, new_instance_id
 from mesh.client import open_client
 from mesh.connection import Connection
@@ -49,6 +50,7 @@ NAMES = [
     "node-record",
     "heartbeat",
     "withdraw",
+    "access-record",
     "dead-letter",
 ]
 
@@ -101,7 +103,9 @@ def normalised(text: str) -> str:
         (r'"pid":\d+', '"pid":<pid>'),
         (r'"host":"[^"]*"', '"host":"<host>"'),
         (r'"mesh_version":"[^"]*"', '"mesh_version":"<version>"'),
-        (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", "<time>"),
+        (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\+00:00|Z)", "<time>"),
+        (r"(\$KV\.access\.key\.|{\"id\":\")[a-z0-9]{10}\b", r"\1<key>"),
+        (r"[0-9a-f]{64}", "<sha256>"),
     ):
         text = re.sub(pattern, name, text)
     return text
@@ -137,7 +141,7 @@ async def traffic(
     """What a scenario sends, by the name of its block."""
     recorder = Recorder()
     witness = await nats.connect(nats_url)
-    for subject in ("agent.>", "registry.>", "dead.>"):
+    for subject in ("agent.>", "registry.>", "dead.>", "$KV.access.>"):
         await witness.subscribe(subject, cb=recorder.take)
     await witness.flush()
     caller = Caller("daarwizz", "node1", new_instance_id())
@@ -154,6 +158,7 @@ async def traffic(
             await until(lambda: recorder.find(r"agent\.solarius\.reply") is not None)
             await client.publish_event("solarius", "noon", b'{"at":"12:00"}')
             await until(lambda: recorder.find(r"registry\.heartbeat\.node-b\..*") is not None)
+        await Access(connection).create("phone", agents=["solarius"], lifetime_s=86_400)
         await witness.publish("agent.nobody.inbox", b"Anybody there?")
         await until(lambda: recorder.find(r"dead\.nobody") is not None)
     await witness.close()
@@ -186,6 +191,7 @@ def _named(
         "node-record": recorder.find(r"registry\.event\.node\.node-b"),
         "heartbeat": recorder.find(r"registry\.heartbeat\.node-b\..*"),
         "withdraw": recorder.find(r"registry\.withdraw\.solarius"),
+        "access-record": recorder.find(r"\$KV\.access\.key\..*"),
         "dead-letter": recorder.find(r"dead\.nobody"),
     }
 
