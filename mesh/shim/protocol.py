@@ -168,7 +168,7 @@ class HttpProtocol(H11Protocol):
         # Only then nobody adds to it: other numbers mean that the client reads.
         if unsent and (self.flow.write_paused or self.transport.is_closing()):
             return _Wait.READING, unsent, _unacknowledged_bytes(self.transport)
-        if self.conn.their_state is h11.SEND_BODY:
+        if self.conn.their_state is h11.SEND_BODY and not self.flow.read_paused:
             return _Wait.BODY, self.cycle
         is_new = self.conn.their_state is h11.IDLE
         if is_new and (self.cycle is None or self.conn.trailing_data[0]):
