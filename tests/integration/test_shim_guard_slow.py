@@ -17,8 +17,8 @@ from tests.shim import CHAT, ask, online, replier, serving
 
 AGENT = "patient-agent"
 PATIENCE = Patience(headers_s=0.5, body_s=0.5, write_s=0.5)
-SOON_S = 2.0
-"""Longer than our patience, and the time between two looks at a connection."""
+SOON_S = 5.0
+"""Longer than our patience, and much shorter than any other clock of the server."""
 GET = request("GET", "/health/live")
 BODY = httpx2.Request("POST", "http://x", json=ask(AGENT)).content
 POST = request("POST", CHAT, BODY)
@@ -204,7 +204,7 @@ async def test_many_slow_clients_hinder_nobody(url: str, client: RawClient) -> N
         asked_at = loop.time()
         await client.send(POST)
         assert (await client.answer()).status == 200
-        assert loop.time() - asked_at < 1
+        assert loop.time() - asked_at < 2
         ends = await asyncio.gather(*(one.reader.read() for one in slow), return_exceptions=True)
         assert len(ends) == 150
 

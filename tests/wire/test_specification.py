@@ -20,6 +20,7 @@ import pytest
 from nats.aio.msg import Msg
 
 from mesh import Agent, ChatRequest, errors, headers, subjects
+from mesh.access import Access
 from mesh.callers import Caller, new_instance_id
 from mesh.client import MeshClient, open_client
 from mesh.connection import Connection
@@ -55,6 +56,7 @@ NAMES = [
     "reign-record",
     "heartbeat",
     "withdraw",
+    "access-record",
     "dead-letter",
 ]
 
@@ -115,7 +117,9 @@ def normalised(text: str) -> str:
         (r'"pid":\d+', '"pid":<pid>'),
         (r'"host":"[^"]*"', '"host":"<host>"'),
         (r'"mesh_version":"[^"]*"', '"mesh_version":"<version>"'),
-        (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", "<time>"),
+        (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\+00:00|Z)", "<time>"),
+        (r"(\$KV\.access\.key\.|{\"id\":\")[a-z0-9]{10}\b", r"\1<key>"),
+        (r"[0-9a-f]{64}", "<sha256>"),
     ):
         text = re.sub(pattern, name, text)
     return text
@@ -153,7 +157,7 @@ async def traffic(
     """What a scenario sends, by the name of its block."""
     recorder = Recorder()
     witness = await nats.connect(nats_url)
-    for subject in ("agent.>", "registry.>", "dead.>"):
+    for subject in ("agent.>", "registry.>", "dead.>", "$KV.access.>"):
         await witness.subscribe(subject, cb=recorder.take)
     await witness.flush()
     caller = Caller("daarwizz", "node1", new_instance_id())
@@ -174,6 +178,7 @@ async def traffic(
             await client.publish_event("solarius", "noon", b'{"at":"12:00"}')
             for subject in (r"registry\.heartbeat\.node-b\..*", r"registry\.event\.reign\.node1"):
                 await until(lambda subject=subject: recorder.find(subject) is not None)
+        await Access(connection).create("phone", agents=["solarius"], lifetime_s=86_400)
         await witness.publish("agent.nobody.inbox", b"Anybody there?")
         await until(lambda: recorder.find(r"dead\.nobody") is not None)
     await witness.close()
@@ -219,6 +224,7 @@ def _named(
         "reign-record": recorder.find(r"registry\.event\.reign\.node1"),
         "heartbeat": recorder.find(r"registry\.heartbeat\.node-b\..*"),
         "withdraw": recorder.find(r"registry\.withdraw\.solarius"),
+        "access-record": recorder.find(r"\$KV\.access\.key\..*"),
         "dead-letter": recorder.find(r"dead\.nobody"),
     }
 
