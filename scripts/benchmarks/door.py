@@ -7,71 +7,153 @@ loopback. Rounds alternate, since machines are noisy: trust the medians and the 
 import argparse
 import asyncio
 import json
+import os
+import resource
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
-from scripts.benchmarks import rates, references, wrk
-from scripts.benchmarks.figures import Row, table
-from scripts.benchmarks.processes import BenchError, Mesh, mesh_run, mesh_up
+from scripts.benchmarks import rates, references, registrations, streams, wrk
+from scripts.benchmarks.figures import Figure, NotRun, Row, table
+from scripts.benchmarks.peers import waiting_agents
+from scripts.benchmarks.processes import ROOT, BenchError, Mesh, mesh_run, mesh_up
+from scripts.benchmarks.rates import Pace
 
-ECHO = "handlers.echo:agent"
+ECHO: Final = "handlers.echo:agent"
+WAITING: Final = "scripts.benchmarks.peers.waiting_agents:agents"
+OPEN_FILES: Final = 8_192
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How long, and what."""
+    """How long, how much, and beside whom."""
 
-    rounds: int
-    seconds: float
+    pace: Pace
+    first_chunks: int = 200
+    idle_streams: int = 1_000
+    agents: int = 1_000
+    with_guide: bool = True
+    with_litellm: bool = True
     judge: bool = True
-    """Whether limits are held against what a run as short as this can show."""
+    """Whether limits are held against it: a smoke run shows nothing."""
+
+
+QUICK: Final = Plan(Pace(1, 1.0), first_chunks=20, idle_streams=100, agents=100, judge=False)
 
 
 async def run_bench(plan: Plan) -> list[Row]:
     """Start everything, and measure."""
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as folder:
-        async with mesh_up(Path(folder)) as mesh:
-            rows += await beside_bare(mesh, plan)
+    async with fresh_mesh() as mesh:
+        echo = wrk.Target(mesh.http_url, "echo")
+        async with mesh_run(mesh, ECHO, "echo"):
+            await registrations.until_listed(mesh, ["echo"])
+            rows += await beside_bare(mesh, echo, plan)
+            rows += await beside_guide(echo, plan)
+            rows += await beside_litellm(echo, plan)
+    # Its memory is that of a door which has done nothing else.
+    async with fresh_mesh() as mesh:
+        async with mesh_run(mesh, WAITING, *waiting_agents.IDS):
+            await registrations.until_listed(mesh, list(waiting_agents.IDS))
+            rows += await streams.idle(mesh, plan.idle_streams)
+        rows += await registrations.listing(mesh, plan.agents)
     return rows
 
 
-async def beside_bare(mesh: Mesh, plan: Plan) -> list[Row]:
+@asynccontextmanager
+async def fresh_mesh() -> AsyncIterator[Mesh]:
+    """Run a mesh with nothing in it."""
+    with tempfile.TemporaryDirectory() as folder:
+        async with mesh_up(Path(folder)) as mesh:
+            yield mesh
+
+
+async def beside_bare(mesh: Mesh, echo: wrk.Target, plan: Plan) -> list[Figure]:
     """Compare with the same round trip by hand."""
-    echo = wrk.Target(mesh.http_url, "echo")
-    async with mesh_run(mesh, ECHO), references.bare(mesh) as bare:
+    tell("beside a bare ASGI application")
+    async with references.bare(mesh) as bare:
         return [
-            *await rates.compare("bare ASGI", bare, echo, 0.7, plan.rounds, plan.seconds),
+            *await rates.compare("bare ASGI", bare, echo, 0.7, plan.pace),
+            await streams.first_chunk(bare, echo, plan.pace.rounds, plan.first_chunks),
         ]
 
 
-def main(arguments: list[str]) -> None:
-    """Read the arguments, run, print."""
+async def beside_guide(echo: wrk.Target, plan: Plan) -> list[Row]:
+    """Compare with the guide's own design."""
+    if not plan.with_guide:
+        return [not_run("the guide's design", "--no-guide")]
+    tell("beside the guide's own design")
+    await references.environment("bench")
+    async with references.guide() as guide:
+        return [*await rates.compare("the guide's design", guide, echo, 20, plan.pace)]
+
+
+async def beside_litellm(echo: wrk.Target, plan: Plan) -> list[Row]:
+    """Compare with LiteLLM's proxy."""
+    if not plan.with_litellm:
+        return [not_run("LiteLLM's proxy", "--no-litellm")]
+    tell("beside LiteLLM's proxy")
+    await references.environment("litellm")
+    with tempfile.TemporaryDirectory() as folder:
+        async with references.litellm(Path(folder)) as proxy:
+            return [*await rates.compare("LiteLLM's proxy", proxy, echo, 25, plan.pace)]
+
+
+def not_run(name: str, why: str) -> NotRun:
+    """Say at once, and in the table, what is left out."""
+    tell(f"NOT RUN: {name} ({why})")
+    return NotRun(name, why)
+
+
+def tell(text: str) -> None:
+    """Tell what is going on, beside the table."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def allow_open_files() -> None:
+    """Let this process, and those that it starts, hold thousands of connections."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def read_plan(arguments: list[str]) -> tuple[Plan, bool]:
+    """Read the command line; the second is whether JSON is wanted."""
     parser = argparse.ArgumentParser(
         prog="scripts/bench http", description="The OpenAI door, beside its references."
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0, help="of every point")
-    parser.add_argument("--quick", action="store_true", help="a smoke run: nothing is judged")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    parser.add_argument("--quick", action="store_true", help="a smoke run that judges nothing")
+    parser.add_argument("--no-guide", action="store_true", help="leave the guide's design out")
+    parser.add_argument("--no-litellm", action="store_true", help="leave LiteLLM's proxy out")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(arguments)
+    plan = QUICK if options.quick else Plan(Pace(options.rounds, options.seconds))
+    plan = replace(plan, with_guide=not options.no_guide, with_litellm=not options.no_litellm)
+    return plan, options.json
+
+
+def main(arguments: list[str]) -> None:
+    """Run, and print the table. A missed limit is told, and is no failure: machines are noisy."""
+    plan, as_json = read_plan(arguments)
     if not wrk.is_installed():
         print(wrk.MISSING, file=sys.stderr)
         sys.exit(2)
-    plan = Plan(options.rounds, options.seconds)
-    if options.quick:
-        plan = Plan(rounds=1, seconds=1.0, judge=False)
+    allow_open_files()
+    os.chdir(ROOT)
     try:
         rows = asyncio.run(run_bench(plan))
     except BenchError as error:
         sys.exit(f"bench: {error}")
-    if options.json:
+    if as_json:
         print(json.dumps([row.as_json() for row in rows], indent=2))
     else:
         print(table(rows, judge=plan.judge))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+    for row in rows:
+        if plan.judge and row.is_kept is False:
+            tell(f"MISS: {row.name} is not {row.limit}")

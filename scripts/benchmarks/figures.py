@@ -1,5 +1,6 @@
 """What was measured, as rows: a figure, its reference, and the limit that it is held against."""
 
+import statistics
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -20,9 +21,9 @@ class Limit:
         return is_enough and (self.most is None or value <= self.most)
 
     def __str__(self) -> str:
-        parts = [f"≥ {self.least:g}"] if self.least is not None else []
-        parts += [f"≤ {self.most:g}"] if self.most is not None else []
-        return " ".join((*parts, self.unit)).strip() if parts else ""
+        least = "" if self.least is None else f"≥ {self.least:g}"
+        most = "" if self.most is None else f"≤ {self.most:g}"
+        return " ".join(part for part in (least, most, self.unit) if part)
 
 
 NO_LIMIT: Final = Limit()
@@ -78,6 +79,21 @@ class NotRun:
 
 
 Row = Figure | NotRun
+
+
+Pairs = list[tuple[float, float]]
+"""Of each round the reference's value and the mesh's."""
+
+
+def of_rounds(name: str, pairs: Pairs, limit: Limit = NO_LIMIT) -> Figure:
+    """Return the medians, and the median of the ratios round by round."""
+    return Figure(
+        name,
+        mesh=statistics.median(mesh for _, mesh in pairs),
+        reference=statistics.median(reference for reference, _ in pairs),
+        ratio=statistics.median(mesh / reference for reference, mesh in pairs),
+        limit=limit,
+    )
 
 
 def table(rows: list[Row], *, judge: bool) -> str:

@@ -60,8 +60,13 @@ async def run_agent(url: str, name: str, answer: Answer) -> None:
             asyncio.get_running_loop().call_soon(lambda: start(pull()))
 
     async def on_message(message: Msg) -> None:
+        nonlocal free
         if message.reply:
             start(work(message))
+        else:  # The pull has expired; the broker says how many of its credits were left.
+            free += int((message.headers or {}).get("Nats-Pending-Messages", 0))
+            if free:
+                await pull()
 
     await client.subscribe(inbox, cb=on_message)
     await pull()

@@ -1,4 +1,4 @@
-"""The processes that a bench runs, and the mesh among them: started, waited for, looked at, ended."""
+"""The processes of a bench, the mesh among them: started, waited for, looked at, ended."""
 
 import asyncio
 import os
@@ -109,12 +109,12 @@ async def mesh_up(folder: Path) -> AsyncIterator[Mesh]:
 
 
 @asynccontextmanager
-async def mesh_run(mesh: Mesh, *targets: str) -> AsyncIterator[None]:
-    """Run agents with `mesh run`."""
+async def mesh_run(mesh: Mesh, target: str, *ids: str) -> AsyncIterator[None]:
+    """Run the agents `ids` of `module:attribute` with `mesh run`."""
     environ = {"MESH_NATS_URL": mesh.nats_url, "MESH_NODE": "node1"}
-    async with running("mesh run", python("mesh", "run", *targets), **environ) as said:
-        for _ in targets:
-            await said.says("agent .* runs on")
+    async with running("mesh run", python("mesh", "run", target), **environ) as said:
+        for agent in ids:
+            await said.says(f"agent {agent} runs on")
         yield
 
 

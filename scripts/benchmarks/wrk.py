@@ -41,10 +41,10 @@ def is_installed() -> bool:
     return shutil.which("wrk") is not None
 
 
-def question(model: str, **fields: object) -> bytes:
+def question(model: str, text: str = QUESTION, *, stream: bool = False) -> bytes:
     """Return the body of a chat request, the same for everybody but the model."""
-    messages = [{"role": "user", "content": QUESTION}]
-    return orjson.dumps({"model": model, "messages": messages, **fields})
+    messages = [{"role": "user", "content": text}]
+    return orjson.dumps({"model": model, "messages": messages, "stream": stream})
 
 
 async def measure(target: Target, connections: int, seconds: float) -> Point:
