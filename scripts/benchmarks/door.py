@@ -26,6 +26,7 @@ from scripts.benchmarks.rates import Pace
 ECHO: Final = "handlers.echo:agent"
 WAITING: Final = "scripts.benchmarks.peers.waiting_agents:agents"
 OPEN_FILES: Final = 8_192
+SLOW_ROUNDS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,8 @@ class Plan:
     """How long, how much, and beside whom."""
 
     pace: Pace
+    slow_pace: Pace
+    """Beside those who take tens of milliseconds for an answer."""
     first_chunks: int = 200
     idle_streams: int = 1_000
     agents: int = 1_000
@@ -42,7 +45,9 @@ class Plan:
     """Whether limits are held against it: a smoke run shows nothing."""
 
 
-QUICK: Final = Plan(Pace(1, 1.0), first_chunks=20, idle_streams=100, agents=100, judge=False)
+QUICK: Final = Plan(
+    Pace(1, 1, 1), Pace(1, 1, 5), first_chunks=20, idle_streams=100, agents=100, judge=False
+)
 
 
 async def run_bench(plan: Plan) -> list[Row]:
@@ -84,29 +89,37 @@ async def beside_bare(mesh: Mesh, echo: wrk.Target, plan: Plan) -> list[Figure]:
 
 async def beside_guide(echo: wrk.Target, plan: Plan) -> list[Row]:
     """Compare with the guide's own design."""
+    name = "the guide's design"
     if not plan.with_guide:
-        return [not_run("the guide's design", "--no-guide")]
-    tell("beside the guide's own design")
-    await references.environment("bench")
-    async with references.guide() as guide:
-        return [*await rates.compare("the guide's design", guide, echo, 20, plan.pace)]
+        return [not_run(name, "--no-guide")]
+    tell(f"beside {name}")
+    try:
+        await references.environment("bench")
+        async with references.guide() as guide:
+            return [*await rates.compare(name, guide, echo, 20, plan.slow_pace)]
+    except BenchError as error:
+        return [not_run(name, str(error))]
 
 
 async def beside_litellm(echo: wrk.Target, plan: Plan) -> list[Row]:
     """Compare with LiteLLM's proxy."""
+    name = "LiteLLM's proxy"
     if not plan.with_litellm:
-        return [not_run("LiteLLM's proxy", "--no-litellm")]
-    tell("beside LiteLLM's proxy")
-    await references.environment("litellm")
-    with tempfile.TemporaryDirectory() as folder:
-        async with references.litellm(Path(folder)) as proxy:
-            return [*await rates.compare("LiteLLM's proxy", proxy, echo, 25, plan.pace)]
+        return [not_run(name, "--no-litellm")]
+    tell(f"beside {name}")
+    try:
+        await references.environment("litellm")
+        with tempfile.TemporaryDirectory() as folder:
+            async with references.litellm(Path(folder)) as proxy:
+                return [*await rates.compare(name, proxy, echo, 25, plan.slow_pace)]
+    except BenchError as error:
+        return [not_run(name, str(error))]
 
 
 def not_run(name: str, why: str) -> NotRun:
     """Say at once, and in the table, what is left out."""
     tell(f"NOT RUN: {name} ({why})")
-    return NotRun(name, why)
+    return NotRun(name, why.partition("\n")[0])
 
 
 def tell(text: str) -> None:
@@ -133,7 +146,10 @@ def read_plan(arguments: list[str]) -> tuple[Plan, bool]:
     parser.add_argument("--no-litellm", action="store_true", help="leave LiteLLM's proxy out")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(arguments)
-    plan = QUICK if options.quick else Plan(Pace(options.rounds, options.seconds))
+    rounds, seconds = options.rounds, options.seconds
+    slow_rounds = max(1, min(rounds, SLOW_ROUNDS))
+    pace, slow_pace = Pace(rounds, seconds, seconds), Pace(slow_rounds, seconds, 3 * seconds)
+    plan = QUICK if options.quick else Plan(pace, slow_pace)
     plan = replace(plan, with_guide=not options.no_guide, with_litellm=not options.no_litellm)
     return plan, options.json
 

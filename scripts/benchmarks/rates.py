@@ -17,7 +17,9 @@ class Pace:
 
     rounds: int
     seconds: float
-    """Of one point."""
+    """Of one point of the mesh."""
+    reference_seconds: float
+    """Of one point of the reference. A slow one answers 64 connections in waves of seconds."""
 
 
 Rounds = list[tuple[Point, Point]]
@@ -48,7 +50,8 @@ async def _alternate(reference: Target, mesh: Target, connections: int, pace: Pa
     for number in range(pace.rounds):
         points = {}
         for target in (reference, mesh) if number % 2 else (mesh, reference):
-            points[target] = await wrk.measure(target, connections, pace.seconds)
+            seconds = pace.seconds if target is mesh else pace.reference_seconds
+            points[target] = await wrk.measure(target, connections, seconds)
         found.append((points[reference], points[mesh]))
     return found
 
