@@ -1,9 +1,9 @@
 """A plain FastStream application as an agent of the mesh.
 
 A subscriber on `agent.<id>.inbox` works by itself, and is reachable by subject. `attach` adds
-what only the mesh can: the announcement, the heartbeat, a renewed ack_wait, and replies that
-JetStream has acknowledged. FastStream's own reply is a core publish, which a broker that dies
-at that moment loses without a trace.
+what only the mesh can: the announcement, the heartbeat, a renewed ack_wait, answers to pings, and
+replies that JetStream has acknowledged. FastStream's own reply is a core publish, which a broker
+that dies at that moment loses without a trace.
 """
 
 import asyncio

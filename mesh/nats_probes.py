@@ -96,11 +96,11 @@ class Mailboxes:
         except (MeshError, nats.errors.Error, TimeoutError) as error:
             return _timeout(f"{late}; its mailbox cannot be looked into: {error}")
         waiting, taken = int(info["num_pending"]), int(info["num_ack_pending"])
-        others = waiting + taken - self._pings[durable]
-        if not info["num_waiting"] and others > 0:
+        pings = self._pings[durable]
+        if not info["num_waiting"] and waiting + taken > pings:
             return Outcome(
                 state=ProbeState.BUSY,
-                detail=f"no slot is free: {taken} in work, {waiting} waiting",
+                detail=f"no slot is free: {taken} in work, {max(0, waiting - pings)} waiting",
                 fix="wait, raise its concurrency, or run it once more",
             )
         if taken:

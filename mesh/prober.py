@@ -6,7 +6,7 @@ many cells need. What is tried, and how many at a time, is decided by `mesh.prob
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter
 from types import TracebackType
@@ -46,7 +46,7 @@ class Doors:
     node: str
     """Whose router that is, where the router itself does not say it."""
     monitor_url: str = ""
-    authorization: str = ""
+    authorization: str = field(default="", repr=False)
     """The `Authorization` header with which the router is asked."""
 
 
@@ -60,7 +60,10 @@ class Cell:
 
 
 class Prober:
-    """The tries of one connection test, which share what they read."""
+    """The tries of one connection test, which share what they read.
+
+    `registry` is how the mesh stood when the test was planned: cells are of that.
+    """
 
     def __init__(
         self,
@@ -68,13 +71,15 @@ class Prober:
         connection: Connection,
         doors: Doors,
         http: httpx2.AsyncClient,
+        *,
+        registry: RegistryView,
         limit_s: float,
     ) -> None:
         self._client = client
         self._doors = doors
         self._limit_s = limit_s
-        self._agents = {view.card.id: view for view in client.agents()}
-        self._nodes = {view.node: view for view in client.nodes()}
+        self._agents = {view.card.id: view for view in registry.agents}
+        self._nodes = {view.node: view for view in registry.nodes}
         self._mailboxes = Mailboxes(connection, limit_s)
         self._nats = NatsProbes(client, connection, limit_s)
         self._http = HttpProbes(
@@ -113,7 +118,7 @@ class Prober:
             )
         except (MeshError, nats.errors.Error) as error:
             return failed(str(error) or type(error).__name__)
-        return _timed(outcome, (perf_counter() - started) * 1000)
+        return _timed(outcome, round((perf_counter() - started) * 1000, 2))
 
     async def _try(self, cell: Cell) -> Outcome:
         if cell.agent is not None and cell.method in PINGS:
@@ -193,7 +198,7 @@ def _timed(outcome: Outcome, latency_ms: float | None) -> Outcome:
     """Add how long a good answer took, unless that is known better already."""
     if outcome.state is not ProbeState.OK or outcome.latency_ms is not None:
         return outcome
-    return outcome.model_copy(update={"latency_ms": latency_ms and round(latency_ms, 2)})
+    return outcome.model_copy(update={"latency_ms": latency_ms})
 
 
 class _Shared(Generic[T]):
@@ -207,7 +212,7 @@ class _Shared(Generic[T]):
     async def _run(self) -> T:
         started = perf_counter()
         found = await self._work()
-        self.latency_ms = (perf_counter() - started) * 1000
+        self.latency_ms = round((perf_counter() - started) * 1000, 2)
         return found
 
     async def get(self) -> T:

@@ -47,7 +47,7 @@ class Selection:
 
 
 class ConnectionTest:
-    """One connection test: made, planned and run once."""
+    """One connection test, of the mesh as it stands when this is made. To be run once."""
 
     def __init__(
         self, client: MeshClient, connection: Connection, doors: Doors, selection: Selection
@@ -56,6 +56,7 @@ class ConnectionTest:
         self._connection = connection
         self._doors = doors
         self._selection = selection
+        self._registry = client.directory.view()
 
     def cells(self) -> list[Cell]:
         """Return what is tried, in order: the mesh, its nodes, its agents.
@@ -85,15 +86,22 @@ class ConnectionTest:
                 # To read the certificates stops the loop for 30 ms: only where they are needed.
                 verify="https:" in self._doors.router_url + self._doors.monitor_url,
             ) as http,
-            Prober(self._client, self._connection, self._doors, http, limit_s) as prober,
-            aclosing(_bounded(cells, prober.try_cell)) as results,
+            Prober(
+                self._client,
+                self._connection,
+                self._doors,
+                http,
+                registry=self._registry,
+                limit_s=limit_s,
+            ) as prober,
+            aclosing(bounded(cells, prober.try_cell)) as results,
         ):
             async for result in results:
                 yield result
 
     def _require_node(self, node: str) -> None:
         if not self._client.directory.has_node(require_id(node, "node")):
-            known = ", ".join(one.node for one in self._client.nodes()) or "none"
+            known = ", ".join(one.node for one in self._registry.nodes) or "none"
             raise NodeNotFoundError(f"no node {node!r}; known nodes: {known}", node=node)
 
     def _of_mesh(self) -> Iterator[Cell]:
@@ -105,14 +113,14 @@ class ConnectionTest:
 
     def _of_nodes(self) -> Iterator[Cell]:
         only = self._selection
-        for view in self._client.nodes():
+        for view in self._registry.nodes:
             if only.node == view.node or (only.node is None and only.agent is None):
                 for method in OF_NODE:
                     yield Cell(method, node=view.node)
 
     def _of_agents(self) -> Iterator[Cell]:
         only = self._selection
-        for view in self._client.agents():
+        for view in self._registry.agents:
             agent = view.card.id
             nodes = [one for one in view.nodes if only.node in (None, one)]
             if only.agent not in (None, agent) or (only.node is not None and not nodes):
@@ -123,7 +131,7 @@ class ConnectionTest:
                 yield Cell(Method.INBOX, agent, node)
 
 
-async def _bounded(
+async def bounded(
     cells: list[Cell], try_cell: Callable[[Cell], Coroutine[Any, Any, Outcome]]
 ) -> AsyncGenerator[ProbeResult, None]:
     """Try cells one after the other, and side by side with those that are slow to answer.

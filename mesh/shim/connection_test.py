@@ -33,7 +33,7 @@ from mesh.probes import (
     Selection,
 )
 from mesh.shim.door import Door, beside
-from mesh.shim.guard import require_agent, sees_everybody
+from mesh.shim.guard import require_agent, sees_everybody, shown_token
 from mesh.shim.http import read_headers, send_json
 from mesh.shim.sse import EventStream, event
 from mesh.shim.status import failure
@@ -58,11 +58,12 @@ class ConnectionTests:
         _require_right(scope, selection)
         # The address on which this request came in: it leads here, whatever the settings say.
         host, port = scope["server"]
+        token = shown_token(dict(scope["headers"]))
         doors = Doors(
             router_url=local_url(host, port),
             node=self._door.caller.node,
             monitor_url=self._door.monitor_url,
-            authorization=headers.get("authorization", ""),
+            authorization=f"Bearer {token}" if token else "",
         )
         async with self._joined(doors, selection) as test:
             with self._door.waiting(receive) as over:

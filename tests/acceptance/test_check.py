@@ -5,12 +5,13 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
 
-from tests.acceptance.conftest import Mesh
+from tests.acceptance.conftest import Mesh, clean_environ, running_mesh
 from tests.conftest import until
 
 OwnMesh = Callable[[], AbstractAsyncContextManager[Mesh]]
@@ -30,7 +31,7 @@ def rows_of(out: str) -> dict[str, list[str]]:
 async def test_a_healthy_mesh_is_all_ticks(own_mesh: OwnMesh) -> None:
     """Two nodes, two agents: every row, one line of summary, exit code 0."""
     async with own_mesh() as mesh:
-        monitor = await mesh.up.says(r"monitor +(\S+)/varz")
+        monitor = await mesh.up.says(r"(http\S+)/varz")
         async with (
             mesh.start("run", "handlers.echo:agent") as first,
             mesh.start("run", "handlers.solarius:agent", "--node", "node2") as second,
@@ -44,7 +45,9 @@ async def test_a_healthy_mesh_is_all_ticks(own_mesh: OwnMesh) -> None:
     assert (done.code, done.err) == (0, ""), done
     rows = rows_of(done.out)
     assert {"mesh", "node1", "node2", "echo", "echo@node1", "solarius@node2"} <= rows.keys()
-    assert {mark for marks in rows.values() for mark in marks} <= {"✓", "-"}
+    # Another node's router is not tried.
+    assert rows.pop("node2") == ["✓", "✓", "-"]
+    assert {mark for marks in rows.values() for mark in marks} == {"✓"}
     assert rows["mesh"] == ["✓"] * 4
     assert done.out.splitlines()[-1].startswith("ok: ")
     # The door knows the broker's monitoring from `mesh up`.
@@ -107,6 +110,23 @@ async def test_a_router_that_is_gone_is_told(mesh: Mesh) -> None:
     rows = rows_of(done.out)
     assert rows["echo"] == ["✓", "✓", "✓", "✗", "✗"]
     assert rows["echo@node1"] == ["✓"]
+
+
+async def test_a_guarded_router_wants_a_key(tmp_path: Path) -> None:
+    """Without one its ways fail, and only they; MESH_API_KEY is the way in."""
+    async with (
+        running_mesh(clean_environ(tmp_path / "data", MESH_HTTP_AUTH="keys")) as mesh,
+        mesh.start("run", "handlers.echo:agent") as host,
+    ):
+        await host.says("agent echo runs")
+        mesh.environ["MESH_HTTP_PORTS"] = port_of(mesh)
+        done = await mesh.run("check", "echo")
+        assert (done.code, rows_of(done.out)["echo"]) == (1, ["✓", "✓", "✓", "✗", "✗"])
+        assert "401" in done.out
+        assert "MESH_API_KEY" in done.out
+        key = (await mesh.run("keys", "create", "check")).out.strip()
+        done = await mesh.run("check", "echo", MESH_API_KEY=key)
+        assert (done.code, rows_of(done.out)["echo"]) == (0, ["✓"] * 5), done
 
 
 async def test_one_agent_node_or_method_can_be_chosen(mesh: Mesh) -> None:

@@ -1,12 +1,17 @@
 """The words of the connection test, without a mesh."""
 
+import asyncio
+
 import pytest
 
+from mesh import probes
 from mesh.http_probes import local_url
 from mesh.nats_probes import Beat, Heartbeats, answered
 from mesh.probe_report import ReportBuilder, summarise, verdict_of
-from schemas.probe import Method, ProbeResult, ProbeState, Verdict
+from mesh.prober import Cell
+from schemas.probe import Method, Outcome, ProbeResult, ProbeState, Verdict
 from schemas.registry import State
+from tests.conftest import until
 
 
 def result(
@@ -101,3 +106,44 @@ def test_an_answer_that_is_no_pong_is_told() -> None:
 def test_a_listening_address_is_made_one_to_connect_to(host: str, url: str) -> None:
     """Nobody can connect to all addresses at once."""
     assert local_url(host, 1) == url
+
+
+async def test_no_more_than_a_number_is_tried_at_a_time() -> None:
+    """However many wait for an answer."""
+    running, go = 0, asyncio.Event()
+
+    async def try_cell(cell: Cell) -> Outcome:
+        nonlocal running
+        running += 1
+        await go.wait()
+        return Outcome(state=ProbeState.OK)
+
+    async def try_all() -> int:
+        cells = [Cell(Method.INBOX, f"a{number}") for number in range(80)]
+        return len([one async for one in probes.bounded(cells, try_cell)])
+
+    trying = asyncio.create_task(try_all())
+    await until(lambda: running == probes.MAX_IN_FLIGHT)
+    await asyncio.sleep(10 * probes.ALONE_S)
+    assert running == probes.MAX_IN_FLIGHT
+    go.set()
+    assert await trying == running == 80
+
+
+async def test_the_whole_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not known by then is told as not tried, and nothing goes on."""
+    monkeypatch.setattr(probes, "WHOLE_LIMIT_S", 0.2)
+    cancelled = []
+
+    async def try_cell(cell: Cell) -> Outcome:
+        try:
+            await asyncio.sleep(0 if cell.agent == "quick" else 60)
+        except asyncio.CancelledError:
+            cancelled.append(cell.agent)
+            raise
+        return Outcome(state=ProbeState.OK)
+
+    cells = [Cell(Method.INBOX, agent) for agent in ("slow", "quick", "slower")]
+    found = {one.agent_id: one.state async for one in probes.bounded(cells, try_cell)}
+    assert found == {"quick": "ok", "slow": "not_tried", "slower": "not_tried"}
+    assert sorted(filter(None, cancelled)) == ["slow", "slower"]
