@@ -11,9 +11,11 @@ import httpx2
 import pytest
 
 from mesh import Agent, ChatRequest, codec
+from mesh.access import Access
 from mesh.connection import Connection
 from mesh.directory import Directory
 from mesh.registry import Entry
+from mesh.shim.rules import Rules
 from schemas.base import WireModel
 from schemas.card import AgentCard
 from schemas.listing import AgentList, ListedAgent, ListedNode, NodeList
@@ -312,6 +314,40 @@ async def test_a_forged_record_is_no_server_error(
         f"$KV.registry.{key}", b"", headers={"KV-Operation": "DEL"}
     )
     await until(lambda: directory.agent_record(agent_id) is None)
+
+
+async def test_a_key_shows_its_own_agents(
+    agent_id: str, connection: Connection, running: Running, directory: Directory
+) -> None:
+    """In lists, of nodes too, and by name; also after one who may see everybody has asked."""
+    mine, other = f"{agent_id}-a", f"{agent_id}-b"
+    access = Access(connection)
+    limited = await access.create("limited", agents=(mine,))
+    whole = await access.create("whole")
+    rules = Rules(requires_keys=True)
+    async with (
+        online(running, directory, replier(mine), replier(other), node="node-y"),
+        serving(connection, directory, rules) as base,
+        httpx2.AsyncClient(base_url=base) as client,
+    ):
+
+        async def seen(path: str, token: str) -> tuple[list[str], int]:
+            answer = await client.get(path, headers={"authorization": f"Bearer {token}"})
+            text = answer.text
+            return [one for one in (mine, other) if f'"{one}"' in text], answer.status_code
+
+        for path in ("/v1/models", "/api/v1/agents?node=node-y", "/api/v1/node/node-y"):
+            assert await seen(path, whole.token) == ([mine, other], 200)
+            assert await seen(path, limited.token) == ([mine], 200)
+            assert (await client.get(path)).status_code == 401
+        assert await seen(f"/api/v1/agent/{mine}", limited.token) == ([mine], 200)
+        for name in (other, "nobody"):
+            _, status = await seen(f"/api/v1/agent/{name}", limited.token)
+            assert status == 403
+        listed = await client.get(
+            "/api/v1/agents?node=node-y", headers={"authorization": f"Bearer {limited.token}"}
+        )
+        assert listed.json()["total"] == 1
 
 
 def crowd(count: int) -> Directory:
