@@ -50,6 +50,12 @@ def test_a_host_name_becomes_a_node_id(monkeypatch: pytest.MonkeyPatch) -> None:
         ("MESH_HEARTBEAT_S", "0"),
         ("MESH_HEARTBEAT_S", "nan"),
         ("MESH_SYNC_INTERVAL", "soon"),
+        ("MESH_HTTP_AUTH", "off"),
+        ("MESH_HTTP_ALLOWED_HOSTS", "mesh.lan:9102"),
+        ("MESH_HTTP_ALLOWED_HOSTS", "mesh.lan,,hub.lan"),
+        ("MESH_HTTP_CORS_ORIGINS", "chat.example.org"),
+        ("MESH_HTTP_CORS_ORIGINS", "https://chat.example.org/"),
+        ("MESH_HTTP_CORS_ORIGINS", "null"),
     ],
 )
 def test_a_bad_value_names_its_variable(name: str, value: str) -> None:
