@@ -292,8 +292,8 @@ class Execution:
         if shows:
             await writer.chunk(chunks.role())
         async with aclosing(parts(handler, request, context, self._place.threads)) as said:
-            async for delta in said:
-                answer.add(delta)
+            async for part in said:
+                delta = answer.add(part)
                 if shows and (delta.content or delta.tool_calls):
                     await writer.chunk(chunks.delta(delta))
         reply = answer.reply()

@@ -28,7 +28,7 @@ from mesh.shim.models import Model, Models
 from mesh.shim.openai import ChatCompletions
 from mesh.shim.registry import Agent, Agents, Node, Nodes
 from mesh.shim.rules import LOOPBACK_RULES, Rules
-from mesh.shim.status import BAD_REQUEST, SERVER, envelope, failure
+from mesh.shim.status import BAD_REQUEST, NO_RETRY, SERVER, envelope, failure
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +134,9 @@ class Envelope:
             if answer.has_begun:
                 raise
             message = f"this server failed; its log has request {answer.request_id}"
-            await send_json(answer, 500, envelope(message, SERVER, "internal_error"))
+            body = envelope(message, SERVER, "internal_error")
+            # An agent may have started by then.
+            await send_json(answer, 500, body, NO_RETRY)
 
 
 class _Answer:

@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from mesh import codec
 from mesh.calls import Call
+from mesh.completions import completion_body
 from mesh.errors import InvalidInputError, MeshError
 from mesh.followers import follow_call
 from mesh.frames import Frame
@@ -21,7 +22,7 @@ from mesh.ledger import CallRecord, read_record
 from mesh.shim.door import Door, beside
 from mesh.shim.guard import require_agent
 from mesh.shim.http import CALL_ID, read_headers, send_json
-from mesh.shim.openai import chunk_bodies, completion_body
+from mesh.shim.openai import chunk_bodies
 from mesh.shim.sse import DONE, EventStream, event
 from mesh.shim.status import failure
 from schemas.call import CallView
@@ -85,7 +86,9 @@ class CallEvents:
             await self._relay(call, after, receive, send)
 
     async def _relay(self, call: Call, after: int, receive: Receive, send: Send) -> None:
-        stream = EventStream(send, {CALL_ID: call.id}, comment=b": keep-alive\n")
+        stream = EventStream(
+            send, {CALL_ID: call.id}, pace=self._door.pace, comment=b": keep-alive\n"
+        )
         try:
             with self._door.waiting(receive) as over:
                 await beside(over, stream.relay(_numbered(call, after)))

@@ -16,6 +16,7 @@ from mesh.callers import Caller
 from mesh.client import MeshClient
 from mesh.connection import Connection
 from mesh.errors import CallError
+from mesh.shim.sse import PACE, Pace
 
 HEADER_ROOM_BYTES: Final = 2048
 """What our headers of a request take at most: they count against the broker's limit."""
@@ -35,6 +36,7 @@ class Door:
         caller: Caller,
         *,
         monitor_url: str = "",
+        pace: Pace = PACE,
     ) -> None:
         self.client = client
         self.connection = connection
@@ -42,6 +44,8 @@ class Door:
         """Who calls when a client does not say who it is."""
         self.access = Access(connection)
         """The API keys."""
+        self.pace = pace
+        """Of streamed answers."""
         self.tasks = BackgroundTasks()
         """What is still to be done when a client has left."""
         self.monitor_url = monitor_url

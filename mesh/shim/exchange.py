@@ -154,7 +154,7 @@ class Exchange:
     async def _stream(
         self, call: Call, dialect: Dialect, send: Send, over: "asyncio.Future[None]"
     ) -> None:
-        stream = EventStream(send, {CALL_ID: call.id})
+        stream = EventStream(send, {CALL_ID: call.id}, pace=self._door.pace)
         try:
             await beside(over, stream.relay(dialect.events(call)))
         except MeshError as error:

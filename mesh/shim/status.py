@@ -6,6 +6,7 @@ when it decides on a retry.
 """
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 from mesh import codec, errors
@@ -18,6 +19,9 @@ AUTHENTICATION: Final = "authentication_error"
 PERMISSION: Final = "permission_error"
 UNSUPPORTED_PARAMETER: Final = "unsupported_parameter"
 """`reason` of an `InvalidInputError` about a field that is valid, but not served here."""
+
+NO_RETRY: Final = MappingProxyType({"x-should-retry": "false"})
+"""Keeps OpenAI's SDKs from repeating a request by themselves."""
 
 _RETRY_SOON_S: Final = 2
 
@@ -142,7 +146,10 @@ def failure(error: MeshError, *, sent_to: str | None = None) -> Failure:
     row = _row(error, sent_to)
     headers = _row_headers(row)
     if sent_to is not None and not row.is_unstored:
-        headers = {"x-should-retry": "false"}
+        headers = dict(NO_RETRY)
+    elif row.retry_after_s is None:
+        # It would fail again, and OpenAI's SDKs repeat a 409 and a 500 by themselves.
+        headers |= NO_RETRY
     code, param = row.code, row.param
     if isinstance(error, InvalidInputError) and row.status < 500:
         param = error.fields.get("field")

@@ -23,6 +23,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
                 "mesh.frames",
                 "mesh.completions",
                 "mesh.streams",
+                "mesh.tool_calls",
             }
         ),
     ),

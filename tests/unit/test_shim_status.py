@@ -12,11 +12,13 @@ from mesh.errors import (
     BrokerUnreachableError,
     CallTimeoutError,
     InvalidInputError,
+    KeyReusedError,
     MailboxFullError,
     MeshError,
     NodeNotFoundError,
     NotAllowedError,
     PayloadTooLargeError,
+    ProtocolError,
     StreamRestartedError,
     UnauthenticatedError,
 )
@@ -123,6 +125,12 @@ def test_what_was_sent_is_not_to_be_repeated(error: MeshError) -> None:
     """Once an agent may have started, OpenAI clients must not start it again by themselves."""
     told = failure(error, sent_to="solarius")
     assert told.headers == {"x-should-retry": "false"}
+
+
+@pytest.mark.parametrize("error", [KeyReusedError("x"), MeshError("x"), ProtocolError("x")])
+def test_what_would_fail_again_is_not_to_be_repeated(error: MeshError) -> None:
+    """OpenAI clients repeat a 409 and a 500 by themselves, unless they are told."""
+    assert failure(error).headers == {"x-should-retry": "false"}
 
 
 def test_a_full_mailbox_may_be_retried_although_it_was_sent() -> None:
