@@ -176,7 +176,7 @@ async def test_who_reads_slowly_is_not_cut(
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     body = httpx2.Request("POST", "http://x", json=ask(agent_id, stream=True)).content
-    async with online(running, directory, flood(agent_id, ended, 150)):
+    async with online(running, directory, flood(agent_id, ended, 250)):
         # No stream of asyncio: it would read ahead.
         with raw_socket(receive_buffer=65_536) as slow:
             await loop.sock_connect(slow, address(url))
@@ -184,7 +184,8 @@ async def test_who_reads_slowly_is_not_cut(
             await ended.wait()
             slow_until = loop.time() + PATIENCE.write_s * 6
             while loop.time() < slow_until:
-                assert await loop.sock_recv(slow, 10_000)
+                # Less at a time would not open TCP's window before our patience is over.
+                assert await loop.sock_recv(slow, 30_000)
                 await asyncio.sleep(0.05)
             assert answering()
             received = b""
