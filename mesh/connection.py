@@ -153,7 +153,15 @@ async def open_connection(
         yield connection
     finally:
         await connection.release()
+        await _close(client)
+
+
+async def _close(client: Client) -> None:
+    try:
         await client.close()
+    except ConnectionError as error:
+        # nats-py 2.16 writes what it still has, also into a connection that is lost.
+        logger.debug("closed without the last words: %s", error)
 
 
 async def _connect(
