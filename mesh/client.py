@@ -39,9 +39,6 @@ RECONNECT_PATIENCE_S: Final = 2.0
 
 KEEP_S: Final = 24 * 3600
 """How long the frames of a call are kept that nobody waits for: the horizon of resume and retry."""
-ANY_INSTANCE: Final = "any"
-"""Stands for the process in the reply subject of an idempotent call: every replica of a caller
-must find the same ledger."""
 
 
 class MeshClient:
@@ -180,7 +177,7 @@ class MeshClient:
         """
         await self._require_way(agent, node, timeout_s, wait=wait)
         name = call_id or os.urandom(16).hex()
-        instance = ANY_INSTANCE if call_id else self._caller.instance
+        instance = subjects.ANY_INSTANCE if call_id else self._caller.instance
         reply_subject = subjects.reply(self._caller.id, instance, name, agent)
         call = Call(name, agent, reply_subject, timeout_s)
         request = compose(

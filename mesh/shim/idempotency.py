@@ -36,7 +36,7 @@ async def find_call(door: Door, call_id: str, target: Target, body: bytes) -> St
         BrokerUnreachableError: no answer in time.
     """
     try:
-        record = await read_record(door.connection, call_id)
+        record = await read_record(door.connection, call_id, caller=door.caller.id)
     except CallNotFoundError:
         return None
     stored = record.stored
