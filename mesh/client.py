@@ -21,15 +21,13 @@ from mesh.errors import (
     AgentOfflineError,
     BrokerUnreachableError,
     InvalidInputError,
-    KeyReusedError,
 )
-from mesh.history import read_at
 from mesh.inbox import ReplyInbox
 from mesh.outbox import Outbox, compose
 from mesh.publisher import PubAck
 from mesh.questions import Question, encode_question
+from mesh.retries import require_retry
 from mesh.settings import DEFAULT_TIMEOUT_S, Settings
-from mesh.streams import INBOX
 from schemas.chat import ChatReply
 from schemas.frame import CancelBody
 from schemas.registry import AgentView, NodeView, State
@@ -171,7 +169,7 @@ class MeshClient:
         It is up to the caller to look into the ledger first.
 
         Raises what `start` raises, and:
-            KeyReusedError: another request is on its way under this `call_id`.
+            KeyReusedError: another request was sent under this `call_id`.
             MailboxFullError: too many requests wait for the agent already.
             PublishRefusedError: JetStream does not take it.
         """
@@ -192,8 +190,8 @@ class MeshClient:
         if call_id:
             request.headers[h.IDEMPOTENCY] = "1"
         stored = await self._outbox.store(request, agent)
-        if stored.is_duplicate and not await self._is_same(stored.sequence, body):
-            raise KeyReusedError(f"call {name} has another body already", agent=agent, call_id=name)
+        if stored.is_duplicate:
+            await require_retry(self._connection, self._caller.id, request, stored.sequence)
         await self._outbox.record(request, stored.sequence)
         return StoredCall(name, agent, reply_subject, stored.sequence)
 
@@ -210,11 +208,6 @@ class MeshClient:
         headers = {h.CONTENT_TYPE: h.JSON, h.MSG_ID: f"{call.id}.cancel"}
         subject = subjects.cancel(call.agent, call.id)
         await self._connection.publisher.publish(subject, body, headers)
-
-    async def _is_same(self, sequence: int, body: bytes) -> bool:
-        """Tell whether a request in a mailbox has this body. One that is gone counts as same."""
-        found = await read_at(self._connection, INBOX, sequence)
-        return found is None or found.body == body
 
     async def publish_event(
         self, agent: str, name: str, body: bytes, *, content_type: str = h.JSON

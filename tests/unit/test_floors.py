@@ -58,6 +58,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
                 "mesh.followers",
                 "mesh.inbox",
                 "mesh.outbox",
+                "mesh.retries",
                 "mesh.client",
                 "mesh.context",
                 "mesh.agent",
