@@ -4,24 +4,19 @@ A call is a message in the agent's mailbox and the wait for its frames. Does not
 `mesh.agent` and `mesh.runtime`.
 """
 
-import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 from uuid import uuid4
 
-from mesh import codec, subjects
 from mesh import headers as h
+from mesh import subjects
 from mesh.callers import NO_LINEAGE, Caller, Lineage, new_instance_id
 from mesh.calls import Call, StoredCall
 from mesh.connection import Connection, open_connection
 from mesh.directory import Directory, follow_directory
-from mesh.errors import (
-    AgentOfflineError,
-    BrokerUnreachableError,
-    InvalidInputError,
-)
+from mesh.errors import AgentOfflineError, InvalidInputError
 from mesh.inbox import ReplyInbox
 from mesh.outbox import Outbox, compose
 from mesh.publisher import PubAck
@@ -29,7 +24,6 @@ from mesh.questions import Question, encode_question
 from mesh.retries import require_retry
 from mesh.settings import DEFAULT_TIMEOUT_S, Settings
 from schemas.chat import ChatReply
-from schemas.frame import CancelBody
 from schemas.registry import AgentView, NodeView, State
 
 RECONNECT_PATIENCE_S: Final = 2.0
@@ -72,11 +66,13 @@ class MeshClient:
         node: str | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         wait: bool = True,
+        lineage: Lineage = NO_LINEAGE,
     ) -> ChatReply:
         """Ask an agent and wait for its whole answer.
 
         An agent that is offline gets the question when it is back, if that is before the
-        deadline; with `wait=False` it is an error at once.
+        deadline; with `wait=False` it is an error at once. When the waiting is cancelled, so is
+        the call.
 
         Raises:
             AgentNotFoundError: no agent of this id was ever announced.
@@ -87,8 +83,13 @@ class MeshClient:
             MeshError: whatever else the agent said; the same class as was raised there.
         """
         body = encode_question(agent, question, stream=False)
-        call = await self.start(agent, body, node=node, timeout_s=timeout_s, wait=wait)
-        return await call.reply()
+        call = await self.start(
+            agent, body, node=node, timeout_s=timeout_s, wait=wait, lineage=lineage
+        )
+        try:
+            return await call.reply()
+        finally:
+            self.abandon(call)
 
     async def stream(
         self,
@@ -98,16 +99,23 @@ class MeshClient:
         node: str | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         wait: bool = True,
-    ) -> AsyncIterator[str]:
+        lineage: Lineage = NO_LINEAGE,
+    ) -> AsyncGenerator[str, None]:
         """Ask an agent and yield the text of its answer as it comes.
 
         An agent that does not stream yields its whole answer at once. Raises what `ask` raises,
-        and `StreamRestartedError` when the agent died half-way.
+        and `StreamRestartedError` when the agent died half-way. Who stops reading, and closes the
+        generator, cancels the call.
         """
         body = encode_question(agent, question, stream=True)
-        call = await self.start(agent, body, node=node, timeout_s=timeout_s, wait=wait)
-        async for text in call.text():
-            yield text
+        call = await self.start(
+            agent, body, node=node, timeout_s=timeout_s, wait=wait, lineage=lineage
+        )
+        try:
+            async for text in call.text():
+                yield text
+        finally:
+            self.abandon(call)
 
     async def start(
         self,
@@ -204,10 +212,14 @@ class MeshClient:
         Raises:
             BrokerUnreachableError: no acknowledgement.
         """
-        body = codec.encode(CancelBody(sequence=call.sequence))
-        headers = {h.CONTENT_TYPE: h.JSON, h.MSG_ID: f"{call.id}.cancel"}
-        subject = subjects.cancel(call.agent, call.id)
-        await self._connection.publisher.publish(subject, body, headers)
+        await self._outbox.cancel(call)
+
+    def abandon(self, call: Call) -> None:
+        """Cancel a call that nobody waits for any more, without waiting for that either.
+
+        A call that has ended is left alone.
+        """
+        self._outbox.abandon(call)
 
     async def publish_event(
         self, agent: str, name: str, body: bytes, *, content_type: str = h.JSON
@@ -237,17 +249,7 @@ class MeshClient:
             where = f" on {node}" if node else ""
             raise AgentOfflineError(f"agent {agent!r} is not running{where} now", agent=agent)
         if not self._connection.client.is_connected:
-            await self._require_connection()
-
-    async def _require_connection(self) -> None:
-        client = self._connection.client
-        deadline = asyncio.get_running_loop().time() + RECONNECT_PATIENCE_S
-        while not client.is_connected:
-            if client.is_closed or asyncio.get_running_loop().time() > deadline:
-                raise BrokerUnreachableError(
-                    "the broker is not reachable; nothing was sent", servers=""
-                )
-            await asyncio.sleep(0.05)
+            await self._connection.require_connected(RECONNECT_PATIENCE_S)
 
 
 def _require_timeout(timeout_s: float) -> None:

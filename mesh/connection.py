@@ -60,6 +60,20 @@ class Connection:
         await self.publisher.start()
         self.tasks.start(self.publisher.expire_forever())
 
+    async def require_connected(self, patience_s: float) -> None:
+        """Wait for a lost connection to come back.
+
+        Raises:
+            BrokerUnreachableError: it did not, within `patience_s`, or is closed for good.
+        """
+        deadline = asyncio.get_running_loop().time() + patience_s
+        while not self.client.is_connected:
+            if self.client.is_closed or asyncio.get_running_loop().time() > deadline:
+                raise BrokerUnreachableError(
+                    "the broker is not reachable; nothing was sent", servers=""
+                )
+            await asyncio.sleep(0.05)
+
     async def release(self) -> None:
         """Stop what runs beside the connection."""
         await self.tasks.cancel()

@@ -10,7 +10,6 @@ from typing import Final
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-from mesh.background import BackgroundTasks
 from mesh.callers import Caller
 from mesh.client import MeshClient
 from mesh.connection import Connection
@@ -36,8 +35,6 @@ class Door:
         self.caller = caller
         """Who calls when a client does not say who it is."""
         self.secret = secret
-        self.tasks = BackgroundTasks()
-        """What is still to be done when a client has left."""
         self._waiting: set[asyncio.Future[None]] = set()
         self._is_closing = False
 

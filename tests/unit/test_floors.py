@@ -68,7 +68,14 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
     (
         "runtime",
         frozenset(
-            {"mesh.invocation", "mesh.execution", "mesh.worker", "mesh.events", "mesh.runtime"}
+            {
+                "mesh.invocation",
+                "mesh.runs",
+                "mesh.execution",
+                "mesh.worker",
+                "mesh.events",
+                "mesh.runtime",
+            }
         ),
     ),
     ("shim | handlers", frozenset({"mesh.shim", "handlers"})),
