@@ -6,6 +6,7 @@ of them. Whoever knows a call's id may: it is 128 random bits.
 
 import asyncio
 from collections.abc import AsyncGenerator
+from functools import partial
 from typing import Any, Final
 from urllib.parse import parse_qs
 
@@ -14,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from mesh import codec
 from mesh.calls import Call
-from mesh.errors import InvalidInputError, MeshError
+from mesh.errors import CallError, InvalidInputError, MeshError
 from mesh.followers import follow_call
 from mesh.frames import Frame
 from mesh.ledger import CallRecord, read_record
@@ -39,28 +40,28 @@ class CallResource:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         record = await read_record(self._door.connection, scope["path_params"]["id"])
-        if scope["method"] == "DELETE":
-            await self._cancel(record, send)
-            return
         wait_s = _read_wait(scope)
-        if record.outcome is None and wait_s:
-            record = await self._wait(record, wait_s)
-        await _send_record(send, 200, record)
-
-    async def _cancel(self, record: CallRecord, send: Send) -> None:
-        if record.outcome is None:
+        is_delete = scope["method"] == "DELETE"
+        if is_delete and record.outcome is None:
             await self._door.client.cancel(record.call)
-            record = await self._wait(record, CANCEL_PATIENCE_S)
-        await _send_record(send, 202 if record.outcome is None else 200, record)
+            wait_s = CANCEL_PATIENCE_S
+        if record.outcome is None and wait_s:
+            record = await self._wait(record, wait_s, receive)
+        status = 202 if is_delete and record.outcome is None else 200
+        await send_json(send, status, codec.dumps(view_of(record)), {CALL_ID: record.call.id})
 
-    async def _wait(self, record: CallRecord, wait_s: float) -> CallRecord:
+    async def _wait(self, record: CallRecord, wait_s: float, receive: Receive) -> CallRecord:
         """Return the record as it is when the call has ended, or when `wait_s` is over."""
         async with follow_call(self._door.connection, record.call) as call:
-            try:
-                async with asyncio.timeout(wait_s):
-                    await call.result()
-            except (TimeoutError, MeshError):
-                pass  # The record tells it.
+            with self._door.waiting(receive) as over:
+                call.on_end(partial(settle, over))
+                if call.is_done:
+                    settle(over)
+                try:
+                    async with asyncio.timeout(wait_s):
+                        await over
+                except (TimeoutError, CallError):
+                    pass  # Time is up, or this door closes: the record tells how far it came.
         return await read_record(self._door.connection, record.call.id)
 
 
@@ -134,11 +135,6 @@ def view_of(record: CallRecord) -> dict[str, Any]:
         told = failure(record.outcome, sent_to=record.call.agent)
         view["error"] = codec.loads(told.body)["error"]
     return view
-
-
-async def _send_record(send: Send, status: int, record: CallRecord) -> None:
-    body = codec.dumps(view_of(record))
-    await send_json(send, status, body, {CALL_ID: record.call.id})
 
 
 def _read_wait(scope: Scope) -> float:
