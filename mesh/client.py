@@ -128,10 +128,12 @@ class MeshClient:
         wait: bool = True,
         lineage: Lineage = NO_LINEAGE,
         source: Caller | None = None,
+        is_ping: bool = False,
     ) -> Call:
         """Send a request and return the call, without waiting for anything but the socket.
 
-        `source` is who the agent is told asks, when that is not this caller.
+        `source` is who the agent is told asks, when that is not this caller. A ping takes the
+        way of every call, up to a slot of the agent, and is answered without its handler.
 
         Raises:
             InvalidInputError: the agent, the node, the deadline or the size cannot be.
@@ -152,6 +154,8 @@ class MeshClient:
             source=source or self._caller,
             lineage=lineage,
         )
+        if is_ping:
+            request.headers[h.PING] = "1"
         self._connection.publisher.require_size(body, request.headers)
         self._inbox.expect(call)
         await self._outbox.send(call, request)
@@ -215,10 +219,7 @@ class MeshClient:
         await self._outbox.cancel(call)
 
     def abandon(self, call: Call) -> None:
-        """Cancel a call that nobody waits for any more, without waiting for that either.
-
-        A call that has ended is left alone.
-        """
+        """Cancel a call that nobody waits for any more, unless it has ended."""
         self._outbox.abandon(call)
 
     async def publish_event(

@@ -26,10 +26,15 @@ Our exception hierarchy:
     │  ├─ NodeNotFoundError        .node
     │  ├─ AgentNotOnNodeError      .agent .node
     │  └─ CardRefusedError         .agent
+    ├─ AccessError
+    │  ├─ UnauthenticatedError
+    │  ├─ NotAllowedError          .agent
+    │  └─ KeyNotFoundError         .key
     └─ CallError                   .agent .call_id
        ├─ CallNotFoundError
        ├─ AgentOfflineError
        ├─ MailboxFullError
+       ├─ AgentBusyError
        ├─ CallTimeoutError         .timeout_s   (also a TimeoutError)
        ├─ CallCancelledError
        ├─ KeyReusedError
@@ -205,6 +210,30 @@ class CardRefusedError(RegistryError):
     code = "card_refused"
 
 
+class AccessError(MeshError):
+    """An API key of the HTTP door does not do what is asked of it."""
+
+    code = "access"
+
+
+class UnauthenticatedError(AccessError):
+    """No API key was given where one is needed, or one that is not valid."""
+
+    code = "unauthenticated"
+
+
+class NotAllowedError(AccessError):
+    """The API key is valid, and not for this agent."""
+
+    code = "not_allowed"
+
+
+class KeyNotFoundError(AccessError):
+    """There is no API key of this id."""
+
+    code = "key_not_found"
+
+
 class CallError(MeshError):
     """A call did not end with an answer."""
 
@@ -227,6 +256,12 @@ class MailboxFullError(CallError):
     """The agent's mailbox is at its limit; nothing was stored."""
 
     code = "mailbox_full"
+
+
+class AgentBusyError(CallError):
+    """A ping found no free slot; a call would have waited for one."""
+
+    code = "agent_busy"
 
 
 class CallTimeoutError(CallError, TimeoutError):

@@ -23,6 +23,7 @@ from mesh.connection import Connection
 from mesh.context import CallContext
 from mesh.delivery import Delivery
 from mesh.errors import (
+    AgentBusyError,
     AgentFailedError,
     BrokerUnreachableError,
     CallCancelledError,
@@ -34,6 +35,7 @@ from mesh.errors import (
     PublishRefusedError,
 )
 from mesh.invocation import StreamedAnswer, call, parts, to_reply
+from mesh.pings import write_pong
 from mesh.replies import ReplyWriter, is_answered
 from mesh.requests import Question, read_address, read_question
 from mesh.runs import Run, Runs
@@ -70,17 +72,17 @@ class Execution:
         self._runs = Runs()
 
     def cancel(self, call_id: str, sequence: int) -> None:
-        """Stop the handler of a call, and refuse its request when that comes only later.
+        """Stop a call, or refuse its request when that comes later; the caller is told.
 
-        The caller is told, and the request acknowledged, as after any failure. A handler in a
-        thread goes on until it looks at `call.cancelled`; what it returns is dropped.
+        A handler in a thread goes on until it looks at `call.cancelled`.
         """
         self._runs.cancel(call_id, sequence)
 
-    async def run(self, delivery: Delivery) -> None:
+    async def run(self, delivery: Delivery, *, has_slot: bool = True) -> None:
         """Work on a delivery until it is settled.
 
-        It is left unsettled, and comes again, when the answer cannot be stored.
+        It is left unsettled, and comes again, when the answer cannot be stored. Only a ping can
+        be settled without a slot: it is told that there is none.
         """
         self._place.clock.observe(delivery.stored_ns)
         headers = h.RequestHeaders.read(delivery.headers)
@@ -105,7 +107,10 @@ class Execution:
             if is_repeat and await is_answered(self._place.connection, ledger, address.call_id):
                 await delivery.ack()
                 return
-            await self._answer(delivery, headers, writer, left_s, run)
+            if headers.is_ping:
+                await self._answer_ping(delivery, headers, writer, has_slot=has_slot)
+            else:
+                await self._answer(delivery, headers, writer, left_s, run)
             await delivery.ack()
         except NotPermittedError as error:
             logger.warning("%s: %s", self._agent.id, error)
@@ -115,6 +120,17 @@ class Execution:
             logger.error("%s: the answer of %s is not stored: %s", ledger, address.call_id, error)
         finally:
             self._runs.end(delivery.sequence)
+
+    async def _answer_ping(
+        self, delivery: Delivery, headers: h.RequestHeaders, writer: ReplyWriter, *, has_slot: bool
+    ) -> None:
+        """Answer for the agent, without its handler: the handler may be slow, or cost money."""
+        await self._settle_bare(delivery, headers)
+        if has_slot:
+            await write_pong(writer, self._agent.id)
+            return
+        message = f"agent {self._agent.id!r} has no free slot on {self._place.node!r}"
+        await writer.error(AgentBusyError(f"{message}; a call would wait for one"))
 
     def _left_s(self, delivery: Delivery, headers: h.RequestHeaders) -> float | None:
         if headers.timeout_ms is None:
@@ -208,11 +224,7 @@ class Execution:
         )
 
     async def _handle(
-        self,
-        question: Question,
-        context: CallContext,
-        writer: ReplyWriter,
-        run: Run,
+        self, question: Question, context: CallContext, writer: ReplyWriter, run: Run
     ) -> ChatReply:
         handler = self._agent.handler
         if handler is None:
@@ -266,8 +278,8 @@ class Execution:
         if shows:
             await writer.chunk(chunks.role())
         async with aclosing(parts(handler, request, context, self._place.threads)) as said:
-            async for delta in said:
-                answer.add(delta)
+            async for part in said:
+                delta = answer.add(part)
                 if shows and (delta.content or delta.tool_calls):
                     await writer.chunk(chunks.delta(delta))
         reply = answer.reply()

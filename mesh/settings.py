@@ -9,7 +9,7 @@ import os
 import re
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +21,8 @@ DEFAULT_TIMEOUT_S: Final = 60.0
 """Deadline of a call from the command line and from Python."""
 DEFAULT_HTTP_TIMEOUT_S: Final = 120.0
 """Deadline over HTTP: well under the 600 s that OpenAI clients read for."""
+DEFAULT_HTTP_PORTS: Final = (9102, 9205, 8899)
+"""Router, registry and monitor. One application answers on all of them."""
 HEARTBEATS_TO_OFFLINE: Final = 3
 
 KNOWN_VARIABLES: Final = {
@@ -28,18 +30,29 @@ KNOWN_VARIABLES: Final = {
     "MESH_NATS_SERVER": "path of the nats-server binary",
     "MESH_NATS_PORT": "port of the embedded broker (0: any free one)",
     "MESH_NATS_MONITOR_PORT": "monitoring port of the embedded broker (0: any free one)",
+    "MESH_NATS_MONITOR_URL": "HTTP address of the broker's monitoring",
+    "MESH_API_KEY": "key that `mesh check` gives to the HTTP door",
     "MESH_DATA_DIR": "where the embedded broker keeps its streams",
     "MESH_NODE": "name of this machine in the mesh",
     "MESH_HTTP_HOST": "address the HTTP shim listens on",
     "MESH_HTTP_PORTS": "ports the HTTP shim listens on, with commas",
+    "MESH_HTTP_AUTH": "'keys' requires API keys everywhere, 'auto' beyond loopback only",
+    "MESH_HTTP_ALLOWED_HOSTS": "host names that HTTP clients may ask for, with commas",
+    "MESH_HTTP_CORS_ORIGINS": "origins of web pages that may call the HTTP shim, with commas",
     "MESH_REPLICAS": "copies of every stream: 1 on one server, 3 on a cluster",
     "MESH_MAILBOX_MAX": "requests that wait for one agent at most",
     "MESH_HEARTBEAT_S": "seconds between heartbeats",
     "MESH_SYNC_INTERVAL": "how often the embedded broker syncs to disk: a duration, or 'always'",
     "MESH_UNKNOWN_AGENT_GRACE_S": "seconds a request to nobody waits before it is a dead letter",
 }
+HTTP_AUTH_MODES: Final = ("auto", "keys")
 _RESERVED_PREFIXES: Final = ("MESH_TEST_", "MESH_READY_")
 """Variables of the test suite, and of our own child processes."""
+
+_HOST_NAME: Final = re.compile(r"[a-z0-9_]([a-z0-9_.-]{0,251}[a-z0-9_])?")
+_HOST_EXAMPLE: Final = "host names without ports, such as mesh.example.org,hub.lan"
+_ORIGIN: Final = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/\s,]+")
+_ORIGIN_EXAMPLE: Final = "origins such as https://chat.example.org, or * for all"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +65,17 @@ class Settings:
     nats_server: str = ""
     nats_port: int = 4222
     nats_monitor_port: int = 8222
+    nats_monitor_url: str = ""
+    """Where the broker's monitoring answers; empty where it is not known."""
+    api_key: str = field(default="", repr=False)
+    """What this process shows to an HTTP door, as its client."""
     data_dir: Path = Path()
     node: str = "node1"
     http_host: str = "127.0.0.1"
-    http_ports: tuple[int, ...] = (9102,)
+    http_ports: tuple[int, ...] = DEFAULT_HTTP_PORTS
+    http_auth: str = "auto"
+    http_allowed_hosts: tuple[str, ...] = ()
+    http_cors_origins: tuple[str, ...] = ()
     replicas: int = 1
     mailbox_max: int = 1_000
     heartbeat_s: float = 5.0
@@ -76,16 +96,24 @@ class Settings:
         """
         read = _Reader(environ)
         url = environ.get("MESH_NATS_URL", "")
+        monitor_port = read.integer("MESH_NATS_MONITOR_PORT", 8222, 0, 65_535)
+        # The embedded broker's is known; of another broker's nothing is.
+        monitor_url = f"http://127.0.0.1:{monitor_port}" if monitor_port and not url else ""
         return cls(
             nats_url=url or DEFAULT_NATS_URL,
             is_broker_external=bool(url),
             nats_server=environ.get("MESH_NATS_SERVER", ""),
             nats_port=read.integer("MESH_NATS_PORT", 4222, minimum=0, maximum=65_535),
-            nats_monitor_port=read.integer("MESH_NATS_MONITOR_PORT", 8222, 0, 65_535),
+            nats_monitor_port=monitor_port,
+            nats_monitor_url=read.http_url("MESH_NATS_MONITOR_URL", monitor_url),
+            api_key=environ.get("MESH_API_KEY", ""),
             data_dir=_data_dir(environ),
             node=_node(environ),
             http_host=environ.get("MESH_HTTP_HOST", "127.0.0.1"),
-            http_ports=read.ports("MESH_HTTP_PORTS", (9102,)),
+            http_ports=read.ports("MESH_HTTP_PORTS", DEFAULT_HTTP_PORTS),
+            http_auth=read.one_of("MESH_HTTP_AUTH", HTTP_AUTH_MODES),
+            http_allowed_hosts=read.several("MESH_HTTP_ALLOWED_HOSTS", _HOST_NAME, _HOST_EXAMPLE),
+            http_cors_origins=read.several("MESH_HTTP_CORS_ORIGINS", _ORIGIN, _ORIGIN_EXAMPLE),
             replicas=read.integer("MESH_REPLICAS", 1, minimum=1, maximum=5),
             mailbox_max=read.integer("MESH_MAILBOX_MAX", 1_000, minimum=1, maximum=1_000_000),
             heartbeat_s=read.seconds("MESH_HEARTBEAT_S", 5.0, minimum=0.2),
@@ -140,8 +168,33 @@ class _Reader:
             return default
         parts = [part.strip() for part in text.split(",")]
         if all(part.isascii() and part.isdecimal() and int(part) <= 65_535 for part in parts):
-            return tuple(int(part) for part in parts)
-        raise _unusable(name, text, "ports with commas between them, such as 9102,9205")
+            ports = tuple(int(part) for part in parts)
+            named = [port for port in ports if port]
+            if len(set(named)) == len(named):
+                return ports
+        raise _unusable(name, text, "different ports with commas between them, such as 9102,9205")
+
+    def one_of(self, name: str, choices: tuple[str, ...]) -> str:
+        """Read one of several words; the first is the default."""
+        text = self.environ.get(name, "") or choices[0]
+        if text in choices:
+            return text
+        raise _unusable(name, text, " or ".join(choices))
+
+    def several(self, name: str, pattern: re.Pattern[str], wanted: str) -> tuple[str, ...]:
+        text = self.environ.get(name, "")
+        if not text:
+            return ()
+        parts = tuple(part.strip().lower() for part in text.split(","))
+        if all(pattern.fullmatch(part) for part in parts):
+            return parts
+        raise _unusable(name, text, wanted)
+
+    def http_url(self, name: str, default: str) -> str:
+        text = self.environ.get(name, "") or default
+        if not text or re.fullmatch(r"https?://[!-~]+", text):
+            return text.rstrip("/")
+        raise _unusable(name, text, "an address such as http://127.0.0.1:8222")
 
     def interval(self, name: str, default: str) -> str:
         text = self.environ.get(name, "") or default

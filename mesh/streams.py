@@ -30,6 +30,7 @@ ADVISORY: Final = "ADVISORY"
 DEAD: Final = "DEAD"
 AUDIT: Final = "AUDIT"
 REGISTRY: Final = f"KV_{subjects.REGISTRY_BUCKET}"
+ACCESS: Final = f"KV_{subjects.ACCESS_BUCKET}"
 
 DAY_S: Final = 86_400.0
 GIB: Final = 1024**3
@@ -95,6 +96,7 @@ def stream_configs(settings: Settings) -> list[StreamConfig]:
             duplicate_window=600.0,
         ),
         _registry(settings),
+        _access(settings),
         _audit(settings),
     ]
 
@@ -185,6 +187,23 @@ def _registry(settings: Settings) -> StreamConfig:
         subject_delete_marker_ttl=60.0,
         duplicate_window=120.0,
         republish=RePublish(src="$KV.registry.>", dest="registry.event.>"),
+    )
+
+
+def _access(settings: Settings) -> StreamConfig:
+    """The API keys: a bucket like the other, but nothing of it is ever broadcast."""
+    return _stream(
+        ACCESS,
+        ["$KV.access.>"],
+        settings,
+        discard=DiscardPolicy.NEW,
+        max_msgs_per_subject=1,
+        max_bytes=GIB // 64,
+        # Every door reads the key of a request, and none goes to the leader for it.
+        allow_direct=True,
+        allow_rollup_hdrs=True,
+        deny_delete=True,
+        duplicate_window=120.0,
     )
 
 

@@ -29,6 +29,7 @@ MAX_DELIVERIES_ADVISORIES: Final = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.I
 TERMINATED_ADVISORIES: Final = "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.INBOX.*"
 
 REGISTRY_BUCKET: Final = "registry"
+ACCESS_BUCKET: Final = "access"
 ANY_INSTANCE: Final = "any"
 """Stands for the process in the reply subject of an idempotent call: every replica of a caller
 must find the same ledger."""

@@ -1,13 +1,13 @@
 """What the tests of the HTTP door share: a door, agents behind it, and readers of its answers."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx2
 import orjson
-import uvicorn
 
 from mesh import Agent, ChatDelta, ChatReply, ChatRequest, Usage
 from mesh.callers import Caller, new_instance_id
@@ -17,6 +17,10 @@ from mesh.directory import Directory
 from mesh.runtime import AgentHost
 from mesh.shim.app import create_app
 from mesh.shim.door import Door
+from mesh.shim.listener import HttpServer
+from mesh.shim.protocol import MAX_CONNECTIONS, Patience
+from mesh.shim.rules import LOOPBACK_RULES, Rules
+from mesh.shim.sse import PACE, Pace
 from schemas.registry import State
 from tests.conftest import Running, until
 
@@ -25,26 +29,37 @@ HELLO: Any = [{"role": "user", "content": "hello"}]
 USAGE = Usage(prompt_tokens=3, completion_tokens=2, total_tokens=5)
 
 
-async def secret() -> bytes:
-    """Return the secret of all doors of the tests: they are replicas of each other."""
-    return b"a secret of the tests"
-
-
 @asynccontextmanager
-async def serving(connection: Connection, directory: Directory) -> AsyncIterator[str]:
-    """Answer HTTP on a free port, by a connection that is open; gives the base URL."""
+async def serving(
+    connection: Connection,
+    directory: Directory,
+    rules: Rules = LOOPBACK_RULES,
+    *,
+    patience: Patience | None = None,
+    max_connections: int = MAX_CONNECTIONS,
+    monitor_url: str = "",
+    pace: Pace = PACE,
+    send_buffer_bytes: int | None = None,
+) -> AsyncIterator[str]:
+    """Answer HTTP on a free port, by a connection that is open; gives the base URL.
+
+    The system takes a few megabytes for a client that does not read, if it is not told a limit.
+    """
     caller = Caller("http", "node1", new_instance_id())
     async with open_client(connection, directory, caller) as client:
-        app = create_app(Door(client, connection, caller, secret))
-        config = uvicorn.Config(
-            app, port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=3
-        )
-        server = uvicorn.Server(config)
+        door = Door(client, connection, caller, monitor_url=monitor_url, pace=pace)
+        app = create_app(door, rules)
+        server = HttpServer(app, patience=patience, max_connections=max_connections)
         task = asyncio.create_task(server.serve())
         await until(lambda: server.started)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-        server.should_exit = True
-        await task
+        listener = server.servers[0].sockets[0]
+        if send_buffer_bytes is not None:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            await task
 
 
 @asynccontextmanager

@@ -63,7 +63,10 @@ async def _run(targets: list[str], node: str) -> None:
 
 
 async def _tell_when_ready(ready: Any, report: Any) -> None:
+    from mesh import heap
+
     await ready.wait()
+    heap.settle()
     report()
 
 

@@ -6,7 +6,6 @@ of them. Whoever knows a call's id may: it is 128 random bits.
 
 import asyncio
 from collections.abc import AsyncGenerator
-from functools import partial
 from typing import Any, Final
 from urllib.parse import parse_qs
 
@@ -15,13 +14,15 @@ from starlette.types import Receive, Scope, Send
 
 from mesh import codec
 from mesh.calls import Call
-from mesh.errors import CallError, InvalidInputError, MeshError
+from mesh.completions import completion_body
+from mesh.errors import InvalidInputError, MeshError
 from mesh.followers import follow_call
 from mesh.frames import Frame
 from mesh.ledger import CallRecord, read_record
-from mesh.shim.door import Door, settle
+from mesh.shim.door import Door, beside
+from mesh.shim.guard import require_agent
 from mesh.shim.http import CALL_ID, read_headers, send_json
-from mesh.shim.openai import chunk_bodies, completion_body
+from mesh.shim.openai import chunk_bodies
 from mesh.shim.sse import DONE, EventStream, event
 from mesh.shim.status import failure
 from schemas.call import CallView
@@ -39,7 +40,7 @@ class CallResource:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        record = await read_record(self._door.connection, scope["path_params"]["id"])
+        record = await _find(self._door, scope)
         wait_s = _read_wait(scope)
         is_delete = scope["method"] == "DELETE"
         if is_delete and record.outcome is None:
@@ -54,14 +55,11 @@ class CallResource:
         """Return the record as it is when the call has ended, or when `wait_s` is over."""
         async with follow_call(self._door.connection, record.call) as call:
             with self._door.waiting(receive) as over:
-                call.on_end(partial(settle, over))
-                if call.is_done:
-                    settle(over)
                 try:
                     async with asyncio.timeout(wait_s):
-                        await over
-                except (TimeoutError, CallError):
-                    pass  # Time is up, or this door closes: the record tells how far it came.
+                        await beside(over, call.result())
+                except (TimeoutError, MeshError):
+                    pass  # The record tells what became of it, also when this door closes.
         return await read_record(self._door.connection, record.call.id)
 
 
@@ -78,30 +76,26 @@ class CallEvents:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         after = _read_after(scope)
-        record = await read_record(self._door.connection, scope["path_params"]["id"])
+        record = await _find(self._door, scope)
         async with follow_call(
             self._door.connection, record.call, has_seen_chunks=after > 0
         ) as call:
             await self._relay(call, after, receive, send)
 
     async def _relay(self, call: Call, after: int, receive: Receive, send: Send) -> None:
-        stream = EventStream(send, {CALL_ID: call.id}, comment=b": keep-alive\n")
-        with self._door.waiting(receive) as over:
-            relaying = asyncio.create_task(stream.relay(_numbered(call, after)))
-            relaying.add_done_callback(lambda _: settle(over))
-            try:
-                await over
-                await relaying
-            except MeshError as error:
-                told = failure(error, sent_to=call.agent)
-                if stream.has_begun:
-                    await stream.fail(event(told.body))
-                else:
-                    headers = {CALL_ID: call.id, **told.headers}
-                    await send_json(send, told.status, told.body, headers)
-            finally:
-                relaying.cancel()
-                await asyncio.wait({relaying})
+        stream = EventStream(
+            send, {CALL_ID: call.id}, pace=self._door.pace, comment=b": keep-alive\n"
+        )
+        try:
+            with self._door.waiting(receive) as over:
+                await beside(over, stream.relay(_numbered(call, after)))
+        except MeshError as error:
+            told = failure(error, sent_to=call.agent)
+            if stream.has_begun:
+                await stream.fail(event(told.body))
+            else:
+                headers = {CALL_ID: call.id, **told.headers}
+                await send_json(send, told.status, told.body, headers)
 
 
 async def _numbered(call: Call, after: int) -> AsyncGenerator[bytes, None]:
@@ -111,6 +105,12 @@ async def _numbered(call: Call, after: int) -> AsyncGenerator[bytes, None]:
         if number > after:
             yield b"id: %d\n%b" % (number, event(body))
     yield event(DONE)
+
+
+async def _find(door: Door, scope: Scope) -> CallRecord:
+    record = await read_record(door.connection, scope["path_params"]["id"])
+    require_agent(scope, record.call.agent)
+    return record
 
 
 def view_of(record: CallRecord) -> dict[str, Any]:

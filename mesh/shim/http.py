@@ -7,18 +7,25 @@ for two times the work, on the path of every call.
 import os
 import re
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import Final
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from mesh.errors import PayloadTooLargeError
+from mesh.errors import InvalidInputError, PayloadTooLargeError
 
 REQUEST_ID: Final = "x-request-id"
 CALL_ID: Final = "mesh-call-id"
+MAX_DEPTH: Final = 64
+"""Of arrays and objects in each other. Agents in other languages have parsers that recurse."""
 
 _PRINTABLE: Final = re.compile(rb"[\x21-\x7e]{1,128}")
 _REQUEST_ID: Final = REQUEST_ID.encode()
+# Possessive, and content with a missing quote: no body makes it go over a byte twice.
+_STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+_NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
+_STEPS: Final = tuple({91: 1, 123: 1, 93: -1, 125: -1}.get(byte, 0) for byte in range(256))
 
 
 def read_headers(scope: Scope) -> dict[str, str]:
@@ -31,14 +38,34 @@ def request_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == _REQUEST_ID and _PRINTABLE.fullmatch(value):
             return str(value, "ascii")
+    return new_request_id()
+
+
+def new_request_id() -> str:
+    """Return an id for a request that brought none."""
     return f"req_{os.urandom(16).hex()}"
+
+
+def base_url(scope: Scope) -> str:
+    """Return the address at which the client has found us, without a path.
+
+    By its `Host` header, which the guard has checked, or by the socket if there is none.
+    """
+    for name, value in scope["headers"]:
+        if name == b"host" and value:
+            return f"{scope['scheme']}://{value.decode('latin-1')}"
+    host, port = scope["server"]
+    return f"{scope['scheme']}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 async def read_body(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
     """Read a request's body, and no more of it than `limit_bytes`.
 
+    How long it may take is watched by `mesh.shim.protocol`.
+
     Raises:
         PayloadTooLargeError: it is longer, or says so.
+        InvalidInputError: as JSON it would be deeper than `MAX_DEPTH`.
         ClientDisconnect: the client left before the end.
     """
     for name, value in scope["headers"]:
@@ -55,7 +82,24 @@ async def read_body(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
         if size > limit_bytes:
             raise _too_large(size, limit_bytes)
         if not message.get("more_body", False):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
+            body = parts[0] if len(parts) == 1 else b"".join(parts)
+            require_shallow(body)
+            return body
+
+
+def require_shallow(body: bytes) -> None:
+    """Check that JSON is not deeper than `MAX_DEPTH`; it need not be valid.
+
+    Raises:
+        InvalidInputError: it is.
+    """
+    if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
+        return
+    brackets = _STRING.sub(b"", body).translate(None, _NO_BRACKETS)
+    if max(accumulate(map(_STEPS.__getitem__, brackets)), default=0) > MAX_DEPTH:
+        raise InvalidInputError(
+            f"the body is nested deeper than {MAX_DEPTH} levels: send it flatter", field="body"
+        )
 
 
 def _too_large(size: int, limit_bytes: int) -> PayloadTooLargeError:

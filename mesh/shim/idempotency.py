@@ -24,7 +24,7 @@ async def call_id_of(door: Door, owner: str, key: str) -> str:
     Raises:
         BrokerUnreachableError: the secret cannot be read.
     """
-    secret = await door.secret()
+    secret = await door.access.idempotency_secret()
     name = b"\0".join((owner.encode(), key.encode()))
     return hmac.new(secret, name, sha256).hexdigest()[:32]
 

@@ -1,21 +1,17 @@
 """The HTTP process: its connection, its ports, its place in the registry, its end.
 
-Runs uvicorn; what is answered stands in `mesh.shim.app`. The registrar may be away: this process
-serves at once and announces itself in the background.
+What is answered stands in `mesh.shim.app`, how uvicorn runs in `mesh.shim.listener`. The registrar
+may be away: this process serves at once and announces itself in the background.
 """
 
 import asyncio
 import errno
 import logging
-import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from typing import Final
-
-import uvicorn
-from starlette.types import ASGIApp
 
 from mesh import registry
 from mesh.background import BackgroundTasks
@@ -35,6 +31,8 @@ from mesh.runtime import describe_process
 from mesh.settings import Settings
 from mesh.shim.app import create_app
 from mesh.shim.door import Door
+from mesh.shim.listener import HttpServer, connection_limit
+from mesh.shim.rules import rules_for
 from schemas.registry import Heartbeat, Instance, Role
 
 logger = logging.getLogger(__name__)
@@ -44,10 +42,6 @@ PATIENCE_S: Final = 15.0
 """How long a start waits for the broker, and for the control plane's streams on it."""
 DRAIN_S: Final = 2.0
 """How long answers in progress may take when the process stops; then they are told."""
-GRACE_S: Final = 3
-KEEP_ALIVE_S: Final = 65
-"""Longer than clients and proxies keep idle connections, so that they close first: a request on
-a connection that the server closes at that moment is lost."""
 ANNOUNCE_PAUSE_S: Final = 1.0
 BACKLOG: Final = 2048
 
@@ -92,13 +86,15 @@ async def serve_on(
         stack.push_async_callback(tasks.cancel)
         tasks.start(_announce(connection, instance))
         tasks.start(_beat(connection, instance, settings.heartbeat_s))
-        secret = os.urandom(32)
-
-        async def give_secret() -> bytes:
-            return secret
-
-        door = Door(client, connection, caller, give_secret)
-        server = _Server(create_app(door), lambda: on_ready(ports_of(sockets)))
+        door = Door(client, connection, caller, monitor_url=settings.nats_monitor_url)
+        rules = rules_for(settings, [one.getsockname()[0] for one in sockets])
+        if rules.requires_keys:
+            logger.info("API keys are required here: `mesh keys create NAME` makes one")
+        server = HttpServer(
+            create_app(door, rules),
+            on_started=lambda: on_ready(ports_of(sockets)),
+            max_connections=connection_limit(),
+        )
         if stop is None:
             stop = asyncio.Event()
             stack.enter_context(_set_by_signals(stop))
@@ -108,37 +104,8 @@ async def serve_on(
         raise BrokerUnreachableError("the connection to the broker is closed for good")
 
 
-class _Server(uvicorn.Server):
-    """uvicorn that tells when it listens, and leaves signals alone."""
-
-    def __init__(self, app: ASGIApp, on_started: Callable[[], None]) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                log_config=None,
-                access_log=False,
-                lifespan="off",
-                ws="none",
-                server_header=False,
-                proxy_headers=False,
-                timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=GRACE_S,
-            )
-        )
-        self._on_started = on_started
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets=sockets)
-        self._on_started()
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        # uvicorn would take the handlers from us, and raise the signal again at its end.
-        yield
-
-
 async def _run(
-    server: _Server, sockets: list[socket.socket], door: Door, ends: list[asyncio.Event]
+    server: HttpServer, sockets: list[socket.socket], door: Door, ends: list[asyncio.Event]
 ) -> None:
     """Serve until one of `ends`; then let answers finish for a while, and tell the rest."""
     serving = asyncio.create_task(server.serve(sockets=sockets))

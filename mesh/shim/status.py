@@ -1,10 +1,12 @@
 """One table from errors to HTTP: status, OpenAI type and code, headers.
 
-Knows every class of `mesh.errors` and no endpoint. Source of the envelope: the OpenAI API
-reference, "Error codes"; of the headers: what openai-python obeys when it decides on a retry.
+Knows every class of `mesh.errors`, what is refused before any endpoint, and no endpoint. Source of
+the envelope: the OpenAI API reference, "Error codes"; of the headers: what openai-python obeys
+when it decides on a retry.
 """
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 from mesh import codec, errors
@@ -13,8 +15,13 @@ from mesh.errors import InvalidInputError, MeshError
 BAD_REQUEST: Final = "invalid_request_error"
 SERVER: Final = "server_error"
 RATE_LIMIT: Final = "rate_limit_error"
+AUTHENTICATION: Final = "authentication_error"
+PERMISSION: Final = "permission_error"
 UNSUPPORTED_PARAMETER: Final = "unsupported_parameter"
 """`reason` of an `InvalidInputError` about a field that is valid, but not served here."""
+
+NO_RETRY: Final = MappingProxyType({"x-should-retry": "false"})
+"""Keeps OpenAI's SDKs from repeating a request by themselves."""
 
 _RETRY_SOON_S: Final = 2
 
@@ -34,6 +41,8 @@ class Row:
     """Whether a call can end with it. Else an agent that sends it has tripped over its own."""
     is_unstored: bool = False
     """Whether it says that the request is in no mailbox."""
+    asks_for_key: bool = False
+    """Whether the client is told how to say who it is."""
 
 
 _INTERNAL: Final = Row(500, SERVER, "internal_error")
@@ -79,6 +88,10 @@ TABLE: Final[dict[type[MeshError], Row]] = {
     errors.NodeNotFoundError: _UNKNOWN,
     errors.AgentNotOnNodeError: _UNKNOWN,
     errors.CardRefusedError: _INTERNAL,
+    errors.AccessError: _INTERNAL,
+    errors.UnauthenticatedError: Row(401, AUTHENTICATION, "invalid_api_key", asks_for_key=True),
+    errors.NotAllowedError: Row(403, PERMISSION, "agent_not_allowed", param="model"),
+    errors.KeyNotFoundError: _INTERNAL,
     errors.CallError: Row(503, SERVER, "call_interrupted", ends_calls=True),
     errors.CallNotFoundError: Row(404, BAD_REQUEST, "call_not_found"),
     errors.KeyReusedError: Row(409, BAD_REQUEST, "idempotency_key_reused"),
@@ -88,12 +101,25 @@ TABLE: Final[dict[type[MeshError], Row]] = {
     errors.MailboxFullError: Row(
         429, RATE_LIMIT, "agent_busy", retry_after_s=1, ends_calls=True, is_unstored=True
     ),
+    errors.AgentBusyError: Row(429, RATE_LIMIT, "agent_busy", retry_after_s=1, ends_calls=True),
     errors.CallTimeoutError: Row(504, SERVER, "agent_timeout", ends_calls=True),
     errors.CallCancelledError: Row(409, BAD_REQUEST, "call_cancelled", ends_calls=True),
     errors.HopLimitError: Row(502, SERVER, "hop_limit", ends_calls=True),
     errors.StreamRestartedError: Row(502, SERVER, "stream_restarted", ends_calls=True),
     errors.AgentFailedError: _AGENT_FAILED,
 }
+
+MALFORMED: Final = Row(400, BAD_REQUEST, "malformed_request")
+"""Bytes that are no HTTP, or that two servers could read in two ways."""
+HEADERS_TOO_LARGE: Final = Row(431, BAD_REQUEST, "headers_too_large")
+UNKNOWN_ENCODING: Final = Row(501, BAD_REQUEST, "unsupported_transfer_encoding")
+BODY_TOO_SLOW: Final = Row(408, BAD_REQUEST, "request_timeout")
+WRONG_HOST: Final = Row(421, BAD_REQUEST, "misdirected_host")
+WRONG_CONTENT_TYPE: Final = Row(415, BAD_REQUEST, "unsupported_media_type")
+FOREIGN_ORIGIN: Final = Row(403, PERMISSION, "origin_not_allowed")
+TOO_MANY_CONNECTIONS: Final = Row(503, SERVER, "too_many_connections", retry_after_s=_RETRY_SOON_S)
+
+_BY_STATUS: Final = {row.status: row for row in (MALFORMED, HEADERS_TOO_LARGE, UNKNOWN_ENCODING)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,18 +144,38 @@ def failure(error: MeshError, *, sent_to: str | None = None) -> Failure:
     is this one's failure.
     """
     row = _row(error, sent_to)
-    headers = {}
+    headers = _row_headers(row)
     if sent_to is not None and not row.is_unstored:
-        headers["x-should-retry"] = "false"
-    elif row.retry_after_s is not None:
-        headers["retry-after"] = str(row.retry_after_s)
-        headers["retry-after-ms"] = str(row.retry_after_s * 1000)
+        headers = dict(NO_RETRY)
+    elif row.retry_after_s is None:
+        # It would fail again, and OpenAI's SDKs repeat a 409 and a 500 by themselves.
+        headers |= NO_RETRY
     code, param = row.code, row.param
     if isinstance(error, InvalidInputError) and row.status < 500:
         param = error.fields.get("field")
         if error.fields.get("reason") == UNSUPPORTED_PARAMETER:
             code = UNSUPPORTED_PARAMETER
     return Failure(row.status, headers, envelope(error.message, row.type, code, param))
+
+
+def refusal(row: Row, message: str) -> Failure:
+    """Return what a client is told that never came as far as an endpoint."""
+    return Failure(row.status, _row_headers(row), envelope(message, row.type, row.code, row.param))
+
+
+def unreadable(status: int) -> Row:
+    """Return the row of an HTTP parser's complaint, which has only a number."""
+    return _BY_STATUS.get(status, MALFORMED)
+
+
+def _row_headers(row: Row) -> dict[str, str]:
+    headers = {}
+    if row.retry_after_s is not None:
+        headers["retry-after"] = str(row.retry_after_s)
+        headers["retry-after-ms"] = str(row.retry_after_s * 1000)
+    if row.asks_for_key:
+        headers["www-authenticate"] = "Bearer"
+    return headers
 
 
 def _row(error: MeshError, sent_to: str | None) -> Row:

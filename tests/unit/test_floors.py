@@ -23,6 +23,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
                 "mesh.frames",
                 "mesh.completions",
                 "mesh.streams",
+                "mesh.tool_calls",
             }
         ),
     ),
@@ -32,6 +33,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
             {
                 "mesh.background",
                 "mesh.child",
+                "mesh.heap",
                 "mesh.clock",
                 "mesh.publisher",
                 "mesh.connection",
@@ -40,13 +42,26 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
                 "mesh.delivery",
                 "mesh.pulls",
                 "mesh.replies",
+                "mesh.pings",
                 "mesh.requests",
                 "mesh.broker",
                 "mesh.supervisor",
             }
         ),
     ),
-    ("registry", frozenset({"mesh.registry", "mesh.directory", "mesh.heartbeat"})),
+    (
+        "registry",
+        frozenset(
+            {
+                "mesh.access",
+                "mesh.registry",
+                "mesh.records",
+                "mesh.standing",
+                "mesh.directory",
+                "mesh.heartbeat",
+            }
+        ),
+    ),
     (
         "client, agent",
         frozenset(
@@ -75,6 +90,18 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
                 "mesh.worker",
                 "mesh.events",
                 "mesh.runtime",
+            }
+        ),
+    ),
+    (
+        "probes",
+        frozenset(
+            {
+                "mesh.nats_probes",
+                "mesh.http_probes",
+                "mesh.prober",
+                "mesh.probes",
+                "mesh.probe_report",
             }
         ),
     ),

@@ -1,0 +1,274 @@
+"""The API keys of the HTTP door: made, listed, revoked, and found again from a token.
+
+They stand hashed in the bucket `access`, which nothing republishes. Does not know HTTP
+(`mesh.shim.guard`); what a key allows stands in `schemas.access`.
+"""
+
+import asyncio
+import hmac
+import re
+import secrets
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from typing import Any, Final
+
+from mesh import codec, subjects
+from mesh.connection import Connection
+from mesh.errors import (
+    BrokerUnreachableError,
+    InvalidInputError,
+    KeyNotFoundError,
+    PublishRefusedError,
+    UnauthenticatedError,
+)
+from mesh.history import StoredMessage, read_history, read_last
+from mesh.streams import ACCESS
+from schemas.access import ApiKey
+
+FRESH_S: Final = 1.0
+"""After this long one request looks a key up again, while the others go on with what is known."""
+STALE_S: Final = 2.0
+"""After this long nobody does: a key that was revoked is refused everywhere."""
+MAX_CACHED: Final = 1024
+MAX_LIFETIME_S: Final = 100 * 365 * 86_400.0
+
+_PREFIX: Final = f"$KV.{subjects.ACCESS_BUCKET}."
+_IDEMPOTENCY: Final = "secret.idempotency"
+_ID_CHARACTERS: Final = string.ascii_lowercase + string.digits
+_ID_LENGTH: Final = 10
+_SECRET_BYTES: Final = 32
+_TOKEN: Final = re.compile(r"mesh_([a-z0-9]{1,32})_([A-Za-z0-9_-]{20,100})")
+_MAX_NAME: Final = 100
+_EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
+_OPERATION: Final = "KV-Operation"
+_WRONG_LAST_SEQUENCE: Final = (10071, 10164)
+"""JetStream error codes, the second on a cluster: somebody else wrote first."""
+_REREADS: Final = 20
+_REREAD_PAUSE_S: Final = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class IssuedKey:
+    """A key that was just made, with the only copy of its token."""
+
+    key: ApiKey
+    token: str
+
+
+@dataclass(slots=True)
+class _Known:
+    """What the bucket said about a key id."""
+
+    key: ApiKey | None
+    read_at: float
+    is_being_read: bool = False
+
+
+class Access:
+    """The bucket `access`, as one process sees it."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._known: dict[str, _Known] = {}
+        """In the order of reading."""
+        self._secret: bytes | None = None
+
+    async def create(
+        self, name: str, *, agents: Sequence[str] = (), lifetime_s: float | None = None
+    ) -> IssuedKey:
+        """Make a key for `agents`, or for all of them. Its token is not kept anywhere.
+
+        Raises:
+            InvalidInputError: the name is none, an agent's id neither, or the lifetime is over.
+            StreamMissingError: there is no mesh on this broker.
+            BrokerUnreachableError: the broker does not answer.
+        """
+        now = datetime.now(UTC).replace(microsecond=0)
+        fields = {
+            "name": _require_name(name),
+            "agents": tuple(dict.fromkeys(subjects.require_id(agent) for agent in agents)),
+            "created_at": now,
+            "expires_at": _expiry(now, lifetime_s),
+        }
+        while True:
+            issued = _issue(fields)
+            if await self._write(_subject(issued.key.id), codec.encode(issued.key), after=0):
+                return issued
+
+    async def keys(self) -> list[ApiKey]:
+        """Return all keys, the oldest first, revoked ones included.
+
+        Raises:
+            StreamMissingError: there is no mesh on this broker.
+            BrokerUnreachableError: the broker does not answer.
+        """
+        stored = await read_history(self._connection, ACCESS, f"{_PREFIX}key.>")
+        found = [key for one in stored if (key := _read(one)) is not None]
+        return sorted(found, key=lambda key: (key.created_at, key.id))
+
+    async def revoke(self, key_id: str) -> ApiKey:
+        """Make a key useless, within 3 s at every door. A second time changes nothing.
+
+        Raises:
+            KeyNotFoundError: there is no such key.
+            StreamMissingError: there is no mesh on this broker.
+            BrokerUnreachableError: the broker does not answer.
+        """
+        for _ in range(_REREADS):
+            stored = await self._read_last(_subject(_require_key_id(key_id)))
+            key = _read(stored) if stored is not None else None
+            if stored is None or key is None:
+                raise _no_such_key(key_id)
+            self._known.pop(key_id, None)
+            if key.revoked_at is not None:
+                return key
+            now = datetime.now(UTC).replace(microsecond=0)
+            revoked = key.model_copy(update={"revoked_at": now})
+            if await self._write(stored.subject, codec.encode(revoked), after=stored.sequence):
+                return revoked
+            await asyncio.sleep(_REREAD_PAUSE_S)
+        raise BrokerUnreachableError(f"key {key_id} was not revoked: the bucket keeps changing")
+
+    async def verify(self, token: str) -> ApiKey:
+        """Return the key of a token, from memory if it was read within two seconds.
+
+        Raises:
+            UnauthenticatedError: it is no token, or one of no valid key.
+            BrokerUnreachableError: the key is not known here, and the broker cannot be asked.
+            StreamMissingError: there is no mesh on this broker.
+        """
+        parts = _TOKEN.fullmatch(token)
+        if parts is None:
+            raise UnauthenticatedError("this is no API key of the mesh: it begins with mesh_")
+        key = await self._find(parts[1])
+        if key is None or not hmac.compare_digest(_digest(parts[2]), key.sha256):
+            raise UnauthenticatedError(
+                "this API key is not valid: make one with `mesh keys create NAME`"
+            )
+        # Only the holder of the secret learns why.
+        if key.revoked_at is not None:
+            raise UnauthenticatedError(f"API key {key.id} is revoked: ask for another one")
+        if key.is_expired(datetime.now(UTC)):
+            raise UnauthenticatedError(f"API key {key.id} has expired: ask for another one")
+        return key
+
+    async def idempotency_secret(self) -> bytes:
+        """Return 32 bytes that all doors of the mesh share; the first who asks makes them.
+
+        Raises:
+            StreamMissingError: there is no mesh on this broker.
+            BrokerUnreachableError: the broker does not answer.
+        """
+        if self._secret is None:
+            self._secret = await self._shared_secret()
+        return self._secret
+
+    async def _shared_secret(self) -> bytes:
+        subject = f"{_PREFIX}{_IDEMPOTENCY}"
+        for _ in range(_REREADS):
+            stored = await self._read_last(subject)
+            if stored is not None:
+                return stored.body
+            made = secrets.token_bytes(_SECRET_BYTES)
+            if await self._write(subject, made, after=0):
+                return made
+            # Somebody was first; a replica that lags does not know it yet.
+            await asyncio.sleep(_REREAD_PAUSE_S)
+        raise BrokerUnreachableError("the doors' shared secret cannot be read; try again")
+
+    async def _find(self, key_id: str) -> ApiKey | None:
+        known = self._known.get(key_id)
+        age_s = asyncio.get_running_loop().time() - known.read_at if known else STALE_S
+        if known is None or age_s >= STALE_S:
+            return await self._look_up(key_id)
+        if age_s < FRESH_S or known.is_being_read:
+            return known.key
+        known.is_being_read = True
+        try:
+            return await self._look_up(key_id)
+        finally:
+            known.is_being_read = False
+
+    async def _look_up(self, key_id: str) -> ApiKey | None:
+        read_at = asyncio.get_running_loop().time()
+        stored = await self._read_last(_subject(key_id))
+        key = _read(stored) if stored is not None else None
+        self._known.pop(key_id, None)
+        while len(self._known) >= MAX_CACHED:
+            del self._known[next(iter(self._known))]
+        self._known[key_id] = _Known(key, read_at)
+        return key
+
+    async def _read_last(self, subject: str) -> StoredMessage | None:
+        if not self._connection.client.is_connected:
+            # A read would wait for seconds, and the client can as well try again.
+            raise BrokerUnreachableError("the broker cannot be asked about API keys; try again")
+        return await read_last(self._connection, ACCESS, subject)
+
+    async def _write(self, subject: str, body: bytes, *, after: int) -> bool:
+        """Write, and tell whether nobody was faster: `after` is the revision that was read."""
+        try:
+            await self._connection.publisher.publish(subject, body, {_EXPECTED: str(after)})
+        except PublishRefusedError as error:
+            if error.err_code not in _WRONG_LAST_SEQUENCE:
+                raise
+            # Perhaps we were: the publisher repeats what was not acknowledged.
+            stored = await self._read_last(subject)
+            return stored is not None and stored.body == body
+        return True
+
+
+def _issue(fields: Mapping[str, Any]) -> IssuedKey:
+    key_id = "".join(secrets.choice(_ID_CHARACTERS) for _ in range(_ID_LENGTH))
+    secret = secrets.token_urlsafe(_SECRET_BYTES)
+    key = ApiKey(id=key_id, sha256=_digest(secret), **fields)
+    return IssuedKey(key, f"mesh_{key_id}_{secret}")
+
+
+def _digest(secret: str) -> str:
+    # A plain hash is enough: nobody tries 2^256 secrets.
+    return sha256(secret.encode()).hexdigest()
+
+
+def _subject(key_id: str) -> str:
+    return f"{_PREFIX}key.{key_id}"
+
+
+def _read(stored: StoredMessage) -> ApiKey | None:
+    if _OPERATION in stored.headers:
+        return None
+    return codec.decode(ApiKey, stored.body, subject=stored.subject)
+
+
+def _require_name(name: str) -> str:
+    if 0 < len(name) <= _MAX_NAME and name.isprintable() and name.strip() == name:
+        return name
+    raise InvalidInputError(
+        f"{name[:80]!r} cannot name a key: use up to {_MAX_NAME} printable characters",
+        field="name",
+    )
+
+
+def _require_key_id(key_id: str) -> str:
+    if key_id.isascii() and key_id.isalnum() and len(key_id) <= 32:
+        return key_id
+    raise _no_such_key(key_id)
+
+
+def _no_such_key(key_id: str) -> KeyNotFoundError:
+    return KeyNotFoundError(
+        f"there is no API key {key_id[:40]!r}: look into `mesh keys list`", key=key_id[:40]
+    )
+
+
+def _expiry(now: datetime, lifetime_s: float | None) -> datetime | None:
+    if lifetime_s is None:
+        return None
+    if not 1 <= lifetime_s <= MAX_LIFETIME_S:
+        raise InvalidInputError(
+            "a key lives for a second at least, and for a hundred years at most", field="expires"
+        )
+    return now + timedelta(seconds=lifetime_s)

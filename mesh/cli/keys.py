@@ -1,0 +1,137 @@
+"""`mesh keys`: who may use the HTTP door.
+
+A token is printed once, when its key is made; the mesh keeps its hash only.
+"""
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mesh.cli import exits
+from mesh.cli.tables import print_json, print_table
+
+if TYPE_CHECKING:
+    from mesh.access import Access
+    from schemas.access import ApiKey
+
+app = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys of the HTTP door.")
+
+_UNITS_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+AsJson = Annotated[bool, typer.Option("--json", "-j", help="Print JSON.")]
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="What to call the key.")],
+    agents: Annotated[
+        str, typer.Option("--agents", "-a", help="The agents it may call, with commas.")
+    ] = "",
+    expires: Annotated[
+        str, typer.Option("--expires", "-e", help="How long it lives, such as 12h or 30d.")
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Make an API key, and print its token: it is shown this once."""
+    exits.run(_create(name, agents, expires, as_json), as_json=as_json)
+
+
+@app.command(name="list")
+def list_keys(as_json: AsJson = False) -> None:
+    """List the API keys, without their tokens."""
+    exits.run(_list(as_json), as_json=as_json)
+
+
+@app.command()
+def revoke(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id: mesh_ID_….")],
+    as_json: AsJson = False,
+) -> None:
+    """Make an API key useless, within three seconds."""
+    exits.run(_revoke(key_id, as_json), as_json=as_json)
+
+
+async def _create(name: str, agents: str, expires: str, as_json: bool) -> None:
+    wanted = [part.strip() for part in agents.split(",")] if agents else []
+    lifetime_s = _seconds(expires) if expires else None
+    async with _access() as access:
+        issued = await access.create(name, agents=wanted, lifetime_s=lifetime_s)
+    if as_json:
+        print_json({**_shown(issued.key), "token": issued.token})
+        return
+    typer.echo(issued.token)
+    typer.echo(
+        f"Key {issued.key.id} for {_agents(issued.key)}. The token is not shown again; send it as "
+        "Authorization: Bearer …",
+        err=True,
+    )
+
+
+async def _list(as_json: bool) -> None:
+    async with _access() as access:
+        found = await access.keys()
+    if as_json:
+        print_json([_shown(key) for key in found])
+        return
+    if not found:
+        typer.echo("No API keys. Make one: mesh keys create NAME", err=True)
+        return
+    rows = [
+        (one.id, exits.plain(one.name), _state(one), _expiry(one), _agents(one)) for one in found
+    ]
+    print_table(("ID", "NAME", "STATE", "EXPIRES", "AGENTS"), rows)
+
+
+async def _revoke(key_id: str, as_json: bool) -> None:
+    async with _access() as access:
+        key = await access.revoke(key_id)
+    if as_json:
+        print_json(_shown(key))
+    else:
+        typer.echo(f"{key.id} ({exits.plain(key.name)}) is revoked.")
+
+
+@asynccontextmanager
+async def _access() -> AsyncIterator["Access"]:
+    from mesh.access import Access
+    from mesh.connection import open_connection
+    from mesh.settings import Settings
+
+    async with open_connection(Settings.from_env().nats_url, name="mesh keys") as connection:
+        yield Access(connection)
+
+
+def _seconds(text: str) -> float:
+    from mesh.errors import InvalidInputError
+
+    if parts := re.fullmatch(r"([0-9]{1,6})([smhd])", text):
+        return float(parts[1]) * _UNITS_S[parts[2]]
+    raise InvalidInputError(
+        f"--expires: {text[:40]!r} is no duration: give a number with s, m, h or d, such as 30d",
+        field="expires",
+    )
+
+
+def _shown(key: "ApiKey") -> dict[str, Any]:
+    return {**key.model_dump(mode="json", exclude={"sha256"}), "state": _state(key)}
+
+
+def _state(key: "ApiKey") -> str:
+    from datetime import UTC, datetime
+
+    if key.revoked_at is not None:
+        return "revoked"
+    if key.is_expired(datetime.now(UTC)):
+        return "expired"
+    return "valid"
+
+
+def _expiry(key: "ApiKey") -> str:
+    return key.expires_at.strftime("%Y-%m-%d %H:%M UTC") if key.expires_at else "never"
+
+
+def _agents(key: "ApiKey") -> str:
+    return ", ".join(key.agents) or "all agents"
