@@ -5,7 +5,6 @@ is the `Dialect`'s to say; what is asked was read before.
 """
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from functools import partial
@@ -26,8 +25,6 @@ from mesh.shim.sse import EventStream
 from mesh.shim.status import Failure, failure
 from mesh.shim.target import Target
 from mesh.shim.terms import OnLeave, Terms
-
-logger = logging.getLogger(__name__)
 
 LOCATION: Final = "location"
 
@@ -109,8 +106,8 @@ class Exchange:
                 else:
                     await self._answer(call, dialect, send, over)
             except ClientDisconnect:
-                if asked.terms.on_leave is OnLeave.CANCEL and not call.is_done:
-                    self._door.tasks.start(self._cancel(call))
+                if asked.terms.on_leave is OnLeave.CANCEL:
+                    self._door.client.abandon(call)
                 raise
 
     async def _store(self, asked: Asked) -> StoredCall:
@@ -130,12 +127,6 @@ class Exchange:
             source=asked.source,
             call_id=call_id,
         )
-
-    async def _cancel(self, call: Call) -> None:
-        try:
-            await self._door.client.cancel(call)
-        except MeshError as error:
-            logger.warning("call %s goes on without its client: %s", call.id, error)
 
     async def _answer(
         self, call: Call, dialect: Dialect, send: Send, over: "asyncio.Future[None]"

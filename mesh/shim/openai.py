@@ -84,7 +84,7 @@ class ChatDialect:
 def accepted_view(call: StoredCall) -> CallView:
     """Return a call that nobody waits for, as the resource it is from now on."""
     return CallView(
-        id=call.id, state="stored", agent=call.agent, events=f"/v1/calls/{call.id}/events"
+        id=call.id, state=call.state.value, agent=call.agent, events=f"/v1/calls/{call.id}/events"
     )
 
 

@@ -74,6 +74,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
                 "mesh.followers",
                 "mesh.inbox",
                 "mesh.outbox",
+                "mesh.retries",
                 "mesh.client",
                 "mesh.context",
                 "mesh.agent",
@@ -83,7 +84,14 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
     (
         "runtime",
         frozenset(
-            {"mesh.invocation", "mesh.execution", "mesh.worker", "mesh.events", "mesh.runtime"}
+            {
+                "mesh.invocation",
+                "mesh.runs",
+                "mesh.execution",
+                "mesh.worker",
+                "mesh.events",
+                "mesh.runtime",
+            }
         ),
     ),
     (
