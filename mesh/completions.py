@@ -54,6 +54,8 @@ class ChunkWriter:
             "model": agent,
         }
         self._include_usage = include_usage
+        self.choice = 0
+        """Of several answers to one question, the one that chunks are written of."""
 
     def role(self) -> bytes:
         """Encode the first chunk, which names the role and carries no text."""
@@ -77,7 +79,7 @@ class ChunkWriter:
         return orjson.dumps({**self._head, "choices": [], "usage": usage.model_dump()})
 
     def _chunk(self, delta: dict[str, Any], reason: str | None) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+        choice = {"index": self.choice, "delta": delta, "logprobs": None, "finish_reason": reason}
         body: dict[str, Any] = {**self._head, "choices": [choice]}
         if self._include_usage:
             body["usage"] = None
@@ -87,28 +89,44 @@ class ChunkWriter:
 def read_reply(frame: Frame) -> ChatReply:
     """Read the answer of a final frame, be it a completion, other JSON, or text.
 
-    JSON that is no completion is the text of the answer: a FastStream agent may return any.
+    JSON that is no completion is the text of the answer: a FastStream agent may return any. Of
+    several answers to one question this is the first.
 
     Raises:
         ProtocolError: a completion whose message breaks the shape.
     """
+    return read_replies(frame)[0]
+
+
+def read_replies(frame: Frame) -> list[ChatReply]:
+    """Read the answers of a final frame: one, unless the request asked for several by `n`.
+
+    All have the usage of the whole. Raises what `read_reply` raises.
+    """
     text = frame.body.decode(errors="replace")
     if frame.is_text:
-        return ChatReply(content=text)
+        return [ChatReply(content=text)]
     value = _loads(frame.body)
     if not isinstance(value, dict) or "choices" not in value:
-        return ChatReply(content=value if isinstance(value, str) else text)
+        return [ChatReply(content=value if isinstance(value, str) else text)]
     try:
-        choice = value["choices"][0]
-        message = choice["message"]
-        return ChatReply(
-            content=message.get("content"),
-            tool_calls=message.get("tool_calls"),
-            finish_reason=choice.get("finish_reason") or "stop",
-            usage=Usage.model_validate(value.get("usage") or {}),
-        )
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+        usage = Usage.model_validate(value.get("usage") or {})
+        found = [_read_choice(choice, usage) for choice in value["choices"]]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ProtocolError(f"the answer is not a chat.completion: {error}") from None
+    if not found:
+        raise ProtocolError("the answer is not a chat.completion: it has no choices")
+    return found
+
+
+def _read_choice(choice: Any, usage: Usage) -> ChatReply:
+    message = choice["message"]
+    return ChatReply(
+        content=message.get("content"),
+        tool_calls=message.get("tool_calls"),
+        finish_reason=choice.get("finish_reason") or "stop",
+        usage=usage,
+    )
 
 
 def read_delta(body: bytes) -> ChatDelta:

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mesh.errors import MeshError
 from mesh.shim.calls import CallEvents, CallResource
 from mesh.shim.cors import Cors
+from mesh.shim.direct import DirectChat
 from mesh.shim.door import Door
 from mesh.shim.guard import Guard
 from mesh.shim.health import Health, Live
@@ -25,6 +26,7 @@ from mesh.shim.http import REQUEST_ID, request_id, send_json
 from mesh.shim.models import Model, Models
 from mesh.shim.openai import ChatCompletions
 from mesh.shim.registry import Agent, Agents, Node, Nodes
+from mesh.shim.responses import ResponseCancel, ResponseResource, Responses
 from mesh.shim.rules import LOOPBACK_RULES, Rules
 from mesh.shim.status import BAD_REQUEST, SERVER, envelope, failure
 
@@ -83,10 +85,14 @@ def _routes(door: Door) -> list[Route]:
     ]
     chat, models, model = ChatCompletions(door), Models(door), Model(door)
     call, events = CallResource(door), CallEvents(door)
+    responses, response, cancel = Responses(door), ResponseResource(door), ResponseCancel(door)
     # Some clients add the /v1 by themselves, and some want it in the base URL.
     for prefix in ("/v1", ""):
         routes += [
             Route(f"{prefix}/chat/completions", chat, methods=["POST"]),
+            Route(f"{prefix}/responses", responses, methods=["POST"]),
+            Route(f"{prefix}/responses/{{id}}", response, methods=["GET"]),
+            Route(f"{prefix}/responses/{{id}}/cancel", cancel, methods=["POST"]),
             Route(f"{prefix}/calls/{{id}}", call, methods=["GET", "DELETE"]),
             Route(f"{prefix}/calls/{{id}}/events", events, methods=["GET"]),
             Route(f"{prefix}/models", models, methods=["GET"]),
@@ -101,6 +107,7 @@ def _routes(door: Door) -> list[Route]:
         Route("/api/v1/agents/{id}", agent, methods=["GET"]),
         Route("/api/v1/node/{id}", node, methods=["GET"]),
         Route("/api/v1/nodes/{id}", node, methods=["GET"]),
+        Route("/api/agent/{id}/chat", DirectChat(door), methods=["POST"]),
     ]
     return routes
 

@@ -1,21 +1,23 @@
-"""Whom a chat request is for, and who says it sends it.
+"""Whom a request is for, and who says it sends it.
 
 Reads the body's fields, then the headers, then the `model`; asks nobody whether the agent exists.
-Chat applications can only choose a `model`, SDKs can add fields, and all can set headers.
+Chat applications can only choose a `model`, SDKs can add fields, and all can set headers. A path
+that names the agent leaves no choice.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from mesh import subjects
 from mesh.errors import InvalidIdError, InvalidInputError
-from schemas.chat import ChatRequest
 
 AGENT_HEADER: Final = "X-Mesh-Agent"
 NODE_HEADER: Final = "X-Mesh-Target-Node"
 SOURCE_AGENT_HEADER: Final = "X-Mesh-Source-Agent"
 SOURCE_NODE_HEADER: Final = "X-Mesh-Source-Node"
+TARGET_FIELDS: Final = frozenset({"agent_id", "target_node", "source_agent", "source_node"})
+"""What a body says to the mesh, and not to an agent."""
 
 Headers = Mapping[str, str]
 """By lower-case name."""
@@ -37,6 +39,18 @@ class Source:
     node: str = ""
 
 
+class Addressed(Protocol):
+    """A request of any API, as far as it says whom it is for."""
+
+    @property
+    def model(self) -> str:
+        """The agent, or the agent and its node."""
+
+    @property
+    def model_extra(self) -> dict[str, Any] | None:
+        """The fields that the API does not know."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Said:
     """A value, and where it stood."""
@@ -45,7 +59,7 @@ class _Said:
     place: str
 
 
-def read_target(request: ChatRequest, headers: Headers) -> Target:
+def read_target(request: Addressed, headers: Headers) -> Target:
     """Return whom a request is for.
 
     With `agent_id` or its header given, `model` names no target and cannot contradict.
@@ -57,14 +71,24 @@ def read_target(request: ChatRequest, headers: Headers) -> Target:
     agent = _one_of(_field(request, "agent_id"), _header(headers, AGENT_HEADER))
     pinned = None
     if agent is None:
-        agent, pinned = _read_model(request.model)
-    node = _one_of(
-        _field(request, "target_node", is_optional=True), _header(headers, NODE_HEADER), pinned
-    )
-    return Target(_require_id(agent, "agent"), _require_id(node, "node") if node else None)
+        agent, pinned = _read_name(request.model, "model")
+    return _target(agent, pinned, request, headers)
 
 
-def read_source(request: ChatRequest, headers: Headers) -> Source:
+def read_path_target(path: str, request: Addressed, headers: Headers) -> Target:
+    """Return whom a request is for whose path names the agent, and perhaps `agent@node`.
+
+    Raises:
+        InvalidIdError: an id breaks the grammar; `field` is where it stood.
+        InvalidInputError: a field or a header names another one, or a field is no string.
+    """
+    agent, pinned = _read_name(path, "path")
+    # What must not contradict stands first: it is to blame.
+    _one_of(_field(request, "agent_id"), _header(headers, AGENT_HEADER), agent)
+    return _target(agent, pinned, request, headers)
+
+
+def read_source(request: Addressed, headers: Headers) -> Source:
     """Return who a request says it is from.
 
     Raises:
@@ -88,23 +112,30 @@ def split_model(model: str) -> tuple[str, str | None]:
     return agent, node if has_node else None
 
 
-def _read_model(model: str) -> tuple[_Said, _Said | None]:
-    if not model:
+def _target(agent: _Said, pinned: _Said | None, request: Addressed, headers: Headers) -> Target:
+    node = _one_of(
+        _field(request, "target_node", is_optional=True), _header(headers, NODE_HEADER), pinned
+    )
+    return Target(_require_id(agent, "agent"), _require_id(node, "node") if node else None)
+
+
+def _read_name(name: str, place: str) -> tuple[_Said, _Said | None]:
+    if not name:
         raise InvalidInputError(
             "no agent is named: put its id into `model`, such as solarius or solarius@node2",
-            field="model",
+            field=place,
         )
-    agent, node = split_model(model)
+    agent, node = split_model(name)
     if node == "":
         raise InvalidIdError(
-            f"{model[:80]!r} names no node behind the @: add one, or leave the @ out",
+            f"{name[:80]!r} names no node behind the @: add one, or leave the @ out",
             value="",
-            field="model",
+            field=place,
         )
-    return _Said(agent, "model"), _Said(node, "model") if node else None
+    return _Said(agent, place), _Said(node, place) if node else None
 
 
-def _field(request: ChatRequest, name: str, *, is_optional: bool = False) -> _Said | None:
+def _field(request: Addressed, name: str, *, is_optional: bool = False) -> _Said | None:
     """Read a field that OpenAI does not know. An empty optional one counts as missing."""
     value: Any = (request.model_extra or {}).get(name)
     if value is None or (is_optional and value == ""):
