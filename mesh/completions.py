@@ -5,23 +5,34 @@ Source of the shapes: the OpenAI API reference, "The chat completion object" and
 """
 
 import time
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any, Final, get_args
 
 import orjson
 
 from mesh import codec
 from mesh.errors import InvalidInputError, ProtocolError
 from mesh.frames import Frame
-from schemas.chat import ChatDelta, ChatReply, Usage
+from mesh.tool_calls import whole_call
+from schemas.chat import ChatDelta, ChatReply, FinishReason, Usage
 
 NO_USAGE: Final = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+_REASONS: Final[dict[Any, FinishReason]] = {one: one for one in get_args(FinishReason)}
+_FIELDS: Final = frozenset({"id", "object", "created", "model", "usage"})
+_MESSAGE_FIELDS: Final = frozenset({"role", "content"})
+"""What clients look for in every completion and message."""
 
 
 def completion(call_id: str, agent: str, node: str, reply: ChatReply) -> bytes:
-    """Encode a whole answer as a `chat.completion` of model `agent`."""
+    """Encode a whole answer as a `chat.completion` of model `agent`.
+
+    Raises:
+        TypeError: a tool call holds what no JSON can.
+    """
     message: dict[str, Any] = {"role": "assistant", "content": reply.content, "refusal": None}
     if reply.tool_calls:
-        message["tool_calls"] = reply.tool_calls
+        message["content"] = reply.content or None
+        message["tool_calls"] = [whole_call(one) for one in reply.tool_calls]
     choice = {
         "index": 0,
         "message": message,
@@ -41,6 +52,63 @@ def completion(call_id: str, agent: str, node: str, reply: ChatReply) -> bytes:
 
 
 _DEFAULT_USAGE: Final = ChatReply.model_fields["usage"].default
+
+
+def completion_body(call_id: str, agent: str, frame: Frame) -> bytes:
+    """Return a final frame as a `chat.completion`: byte by byte, if it is a whole one.
+
+    What clients insist on and a foreign agent left out is filled in; other answers are wrapped.
+
+    Raises:
+        ProtocolError: it is a completion without an answer in it.
+    """
+    made = None if frame.is_text else _read_completion(frame.body)
+    if made is not None and _is_whole(made):
+        return frame.body
+    whole = [completion(call_id, agent, frame.node, one) for one in read_replies(frame)]
+    return whole[0] if made is None else orjson.dumps(_filled(made, whole))
+
+
+def _read_completion(body: bytes) -> dict[str, Any] | None:
+    """Return a body that is a completion with answers in it."""
+    try:
+        made: dict[str, Any] = orjson.loads(body)
+        are_answers = all(isinstance(one["message"], dict) for one in made["choices"])
+        return made if made["choices"] and are_answers else None
+    except (orjson.JSONDecodeError, KeyError, IndexError, TypeError):
+        return None
+
+
+def _is_whole(made: dict[str, Any]) -> bool:
+    return made.keys() >= _FIELDS and bool(made["usage"]) and all(map(_is_answer, made["choices"]))
+
+
+def _is_answer(choice: dict[str, Any]) -> bool:
+    has_reason = "index" in choice and bool(_reason(choice))
+    return has_reason and choice["message"].keys() >= _MESSAGE_FIELDS
+
+
+def _filled(made: dict[str, Any], whole: Sequence[bytes]) -> dict[str, Any]:
+    """Return a foreign agent's completion, with a whole one behind each of its answers."""
+    templates = [orjson.loads(one) for one in whole]
+    choices = [
+        _filled_choice(given, {**template["choices"][0], "index": place})
+        for place, (given, template) in enumerate(zip(made["choices"], templates, strict=True))
+    ]
+    usage = made.get("usage") or templates[0]["usage"]
+    return {**templates[0], **made, "choices": choices, "usage": usage}
+
+
+def _filled_choice(given: dict[str, Any], template: dict[str, Any]) -> dict[str, Any]:
+    message = {**template["message"], **given["message"]}
+    reason = _reason(given) or template["finish_reason"]
+    return {**template, **given, "message": message, "finish_reason": reason}
+
+
+def _reason(choice: dict[str, Any]) -> FinishReason | None:
+    """Return why an answer ended, if it says so in a word that clients know."""
+    reason = choice.get("finish_reason")
+    return _REASONS.get(reason) if isinstance(reason, str) else None
 
 
 class ChunkWriter:
@@ -121,11 +189,11 @@ def read_replies(frame: Frame) -> list[ChatReply]:
 
 def _read_choice(choice: Any, usage: Usage) -> ChatReply:
     message = choice["message"]
+    reason = _reason(choice)
+    named: dict[str, Any] = {"finish_reason": reason} if reason else {}
+    tool_calls = [whole_call(one) for one in message.get("tool_calls") or ()]
     return ChatReply(
-        content=message.get("content"),
-        tool_calls=message.get("tool_calls"),
-        finish_reason=choice.get("finish_reason") or "stop",
-        usage=usage,
+        content=message.get("content"), tool_calls=tool_calls or None, usage=usage, **named
     )
 
 

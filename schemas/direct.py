@@ -1,48 +1,45 @@
-"""The direct method: `POST /api/agent/{id}/chat`, as the guide has it.
+"""The direct way to an agent over HTTP: one message, one answer. `POST /api/agent/{id}/chat`."""
 
-A message in, its answer out; `mesh.shim.direct` makes a chat request of the one and this of the
-other. None of it travels on NATS.
-"""
-
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.base import Id, WireModel
-from schemas.chat import ChatMessage, FinishReason, Usage
+from schemas.chat import ChatMessage, Usage
 
 
 class DirectRequest(BaseModel):
-    """A message to the agent of the path. Fields that are not known here reach the agent."""
+    """A message to the agent that the path names. Other fields are those of a chat request."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    message: str | None = Field(default=None, min_length=1)
+    message: str = ""
     messages: list[ChatMessage] | None = Field(default=None, min_length=1)
     """A whole conversation, instead of one message."""
-    model: str = ""
-    """For the agent: whom the message is for stands in the path."""
-    stream: bool | None = None
-    """Whether the answer comes part by part; by default as the `Accept` header says."""
+    stream: bool = False
 
 
 class DirectReply(WireModel):
-    """The answer, and who gave it. As the last event of a stream it has `"done": true` too."""
+    """What the agent answered."""
 
     agent_id: Id
-    node: str
+    node: str = ""
+    """Where the agent ran."""
     response: str
-    """The text of the answer; empty beside tool calls."""
     call_id: str
-    model: str
-    """What answers behind the agent, as its card says; the agent's id where it says nothing."""
-    usage: Usage
-    finish_reason: FinishReason
+    model: str = ""
+    finish_reason: str = "stop"
     tool_calls: list[dict[str, Any]] | None = None
-    """What the client is to call, when there is something."""
+    usage: Usage = Usage()
 
 
 class DirectDelta(WireModel):
-    """An event of a streamed answer: the next part of the text."""
+    """One event of a streamed answer: a part of its text."""
 
     delta: str
+
+
+class DirectEnd(DirectReply):
+    """The last event of a streamed answer: all of it."""
+
+    done: Literal[True] = True

@@ -46,13 +46,31 @@ class RawClient:
 
     async def answer(self, *, is_head: bool = False) -> Answer:
         """Read one answer with a length, whole."""
-        head = await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), 10)
-        first, *lines = head.decode("latin-1").rstrip().split("\r\n")
-        pairs = (line.partition(": ") for line in lines)
-        headers = {name.lower(): value for name, _, value in pairs}
+        status, headers = await self.head()
         length = 0 if is_head else int(headers.get("content-length", "0"))
         body = await asyncio.wait_for(self.reader.readexactly(length), 10)
-        return Answer(int(first.split(" ")[1]), headers, body)
+        return Answer(status, headers, body)
+
+    async def head(self) -> tuple[int, dict[str, str]]:
+        """Read a status and its headers."""
+        head = await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), 10)
+        first, *lines = head.decode("latin-1").rstrip().split("\r\n")
+        pairs = [line.partition(": ") for line in lines]
+        headers = {name.lower(): value for name, _, value in pairs}
+        assert len(headers) == len(pairs), f"a header came twice: {lines}"
+        return int(first.split(" ")[1]), headers
+
+    async def part(self) -> bytes:
+        """Read one part of a chunked body; the empty one ends it."""
+        size = int(await asyncio.wait_for(self.reader.readline(), 10), 16)
+        return (await asyncio.wait_for(self.reader.readexactly(size + 2), 10))[:-2]
+
+    async def parts(self) -> bytes:
+        """Read the rest of a chunked body, whole."""
+        read = b""
+        while part := await self.part():
+            read += part
+        return read
 
     async def is_closed(self, within_s: float = 5.0) -> bool:
         """Tell whether the server ends the connection, and sends nothing before it does."""

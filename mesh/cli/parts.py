@@ -25,13 +25,14 @@ def control(settings: Settings, nats_url: str) -> Part:
     return Part("control", _mesh("up", "control"), environ)
 
 
-def http(settings: Settings, nats_url: str, *, name: str = "http") -> Part:
-    """A shim, on the ports of the settings."""
+def http(settings: Settings, nats_url: str, *, name: str = "http", monitor_url: str = "") -> Part:
+    """A shim, on the ports of the settings. Without `monitor_url` theirs is the broker's."""
     environ = {
         "MESH_NATS_URL": nats_url,
         "MESH_NODE": settings.node,
         "MESH_HTTP_HOST": settings.http_host,
         "MESH_HTTP_PORTS": ",".join(str(port) for port in settings.http_ports),
+        "MESH_NATS_MONITOR_URL": monitor_url or settings.nats_monitor_url,
     }
     return Part(name, _mesh("up", "http"), environ)
 

@@ -91,8 +91,8 @@ async def _run_all(settings: "Settings", *, broker_only: bool, verbose: bool) ->
     keeper = BrokerKeeper(settings, on_log=broker_log(verbose=verbose))
     async with keeper.running(), Supervisor(on_line=print_line) as supervisor:
         if not broker_only:
-            children = [parts.control(settings, keeper.url), parts.http(settings, keeper.url)]
-            await supervisor.start_all(children)
+            shim = parts.http(settings, keeper.url, monitor_url=keeper.monitor_url)
+            await supervisor.start_all([parts.control(settings, keeper.url), shim])
         _greet(settings, keeper, broker_only, time.monotonic() - started)
         await run_until(stop, keeper)
         typer.echo("stopping …", err=True)

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mesh.errors import MeshError
 from mesh.shim.calls import CallEvents, CallResource
+from mesh.shim.connection_test import ConnectionTests
 from mesh.shim.cors import Cors
 from mesh.shim.direct import DirectChat
 from mesh.shim.door import Door
@@ -28,7 +29,7 @@ from mesh.shim.openai import ChatCompletions
 from mesh.shim.registry import Agent, Agents, Node, Nodes
 from mesh.shim.responses import ResponseCancel, ResponseResource, Responses
 from mesh.shim.rules import LOOPBACK_RULES, Rules
-from mesh.shim.status import BAD_REQUEST, SERVER, envelope, failure
+from mesh.shim.status import BAD_REQUEST, NO_RETRY, SERVER, envelope, failure
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ def _routes(door: Door) -> list[Route]:
     routes = [
         Route("/health", Health(door), methods=["GET"]),
         Route("/health/live", Live(), methods=["GET"]),
+        Route("/api/agents/connection-test", ConnectionTests(door), methods=["GET"]),
     ]
     chat, models, model = ChatCompletions(door), Models(door), Model(door)
     call, events = CallResource(door), CallEvents(door)
@@ -100,6 +102,7 @@ def _routes(door: Door) -> list[Route]:
         ]
     agent, node = Agent(door), Node(door)
     routes += [
+        Route("/api/agent/{id}/chat", DirectChat(door), methods=["POST"]),
         Route("/api/v1/agents", Agents(door), methods=["GET"]),
         Route("/api/v1/nodes", Nodes(door), methods=["GET"]),
         # The guide says /agent/, and most registries the plural.
@@ -107,7 +110,6 @@ def _routes(door: Door) -> list[Route]:
         Route("/api/v1/agents/{id}", agent, methods=["GET"]),
         Route("/api/v1/node/{id}", node, methods=["GET"]),
         Route("/api/v1/nodes/{id}", node, methods=["GET"]),
-        Route("/api/agent/{id}/chat", DirectChat(door), methods=["POST"]),
     ]
     return routes
 
@@ -137,7 +139,9 @@ class Envelope:
             if answer.has_begun:
                 raise
             message = f"this server failed; its log has request {answer.request_id}"
-            await send_json(answer, 500, envelope(message, SERVER, "internal_error"))
+            body = envelope(message, SERVER, "internal_error")
+            # An agent may have started by then.
+            await send_json(answer, 500, body, NO_RETRY)
 
 
 class _Answer:

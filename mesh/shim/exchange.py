@@ -5,7 +5,6 @@ is the `Dialect`'s to say; what is asked was read before.
 """
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from functools import partial
@@ -19,15 +18,13 @@ from mesh.calls import Call, StoredCall
 from mesh.errors import MeshError
 from mesh.followers import follow_call
 from mesh.frames import Frame
-from mesh.shim.door import Door, settle
+from mesh.shim.door import Door, beside, settle
 from mesh.shim.http import CALL_ID, send_json
 from mesh.shim.idempotency import call_id_of, find_call
 from mesh.shim.sse import EventStream
 from mesh.shim.status import Failure, failure
 from mesh.shim.target import Target
 from mesh.shim.terms import OnLeave, Terms
-
-logger = logging.getLogger(__name__)
 
 LOCATION: Final = "location"
 
@@ -100,6 +97,7 @@ class Exchange:
             timeout_s=asked.terms.timeout_s,
             wait=asked.terms.waits,
             source=asked.source,
+            is_ping=asked.terms.is_ping,
         )
         await self._serve(call, asked, dialect, receive, send)
 
@@ -113,8 +111,8 @@ class Exchange:
                 else:
                     await self._answer(call, dialect, send, over)
             except ClientDisconnect:
-                if asked.terms.on_leave is OnLeave.CANCEL and not call.is_done:
-                    self._door.tasks.start(self._cancel(call))
+                if asked.terms.on_leave is OnLeave.CANCEL:
+                    self._door.client.abandon(call)
                 raise
 
     async def _store(self, asked: Asked) -> StoredCall:
@@ -135,12 +133,6 @@ class Exchange:
             call_id=call_id,
         )
 
-    async def _cancel(self, call: Call) -> None:
-        try:
-            await self._door.client.cancel(call)
-        except MeshError as error:
-            logger.warning("call %s goes on without its client: %s", call.id, error)
-
     async def _answer(
         self, call: Call, dialect: Dialect, send: Send, over: "asyncio.Future[None]"
     ) -> None:
@@ -158,28 +150,17 @@ class Exchange:
     async def _stream(
         self, call: Call, dialect: Dialect, send: Send, over: "asyncio.Future[None]"
     ) -> None:
-        stream = EventStream(send, {CALL_ID: call.id})
-        relaying = asyncio.create_task(stream.relay(dialect.events(call)))
-        relaying.add_done_callback(lambda _: settle(over))
+        stream = EventStream(send, {CALL_ID: call.id}, pace=self._door.pace)
         try:
-            await over
-            await relaying
+            await beside(over, stream.relay(dialect.events(call)))
         except MeshError as error:
-            await _stop(relaying)
             if stream.has_begun:
                 told = failure(error, sent_to=call.agent)
                 await stream.fail(dialect.failed_event(call, told))
             else:
                 await _send_failure(send, error, call)
-        finally:
-            await _stop(relaying)
 
 
 async def _send_failure(send: Send, error: MeshError, call: Call) -> None:
     told = failure(error, sent_to=call.agent)
     await send_json(send, told.status, told.body, {CALL_ID: call.id, **told.headers})
-
-
-async def _stop(task: "asyncio.Task[None]") -> None:
-    task.cancel()
-    await asyncio.wait({task})

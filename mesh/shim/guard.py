@@ -151,7 +151,7 @@ class Guard:
     async def _authenticate(self, scope: Scope, headers: Headers) -> Failure | None:
         is_open = scope["path"] in OPEN_PATHS
         scope[_KEY] = None
-        token = _token(headers)
+        token = shown_token(headers)
         if is_open and not token:
             return None
         try:
@@ -188,7 +188,7 @@ def _take_absolute_target(scope: Scope, headers: dict[bytes, bytes]) -> None:
     scope["path"] = "/" + unquote(trimmed.decode("ascii"))
 
 
-def _token(headers: Headers) -> str:
+def shown_token(headers: Headers) -> str:
     """Return what a client shows as its key, in one of the two headers that clients use."""
     scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
     if scheme.lower() != b"bearer":

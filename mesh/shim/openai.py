@@ -1,20 +1,19 @@
 """The OpenAI endpoint: chat completions. Translation, and no logic of its own.
 
 Validates a request and forwards the bytes it got; passes on the bytes that the agent wrote. Only
-answers that are text, or no completion, are wrapped here. Source of the shapes: the OpenAI API
-reference, "Create chat completion".
+an answer that was not streamed is cut into chunks here, for a client that wants them. Source of
+the shapes: the OpenAI API reference, "Create chat completion".
 """
 
 from collections.abc import AsyncGenerator, Iterator
 from typing import Final
 
-import orjson
 from starlette.types import Receive, Scope, Send
 
 from mesh import codec
 from mesh.callers import known_source
 from mesh.calls import Call, StoredCall
-from mesh.completions import ChunkWriter, completion, read_replies, read_reply
+from mesh.completions import ChunkWriter, completion_body, read_replies
 from mesh.errors import InvalidInputError
 from mesh.frames import Frame
 from mesh.shim.door import Door
@@ -25,6 +24,7 @@ from mesh.shim.sse import DONE, event
 from mesh.shim.status import UNSUPPORTED_PARAMETER, Failure
 from mesh.shim.target import read_source, read_target
 from mesh.shim.terms import read_terms
+from mesh.tool_calls import ToolCallParts
 from schemas.call import CallView
 from schemas.chat import ChatDelta, ChatRequest
 
@@ -41,17 +41,18 @@ class ChatCompletions:
         body = await read_body(scope, receive, self._door.limit_bytes)
         request = read_request(body)
         headers = read_headers(scope)
-        target = read_target(request, headers)
+        fields = request.model_extra or {}
+        target = read_target(request.model, fields, headers)
         require_agent(scope, target.agent)
         if request.n > 1:
             require_choices(request, self._choices_of(target.agent))
-        source = read_source(request, headers)
+        source = read_source(fields, headers)
         asked = Asked(
             target=target,
             body=body,
             is_streamed=request.stream,
             source=known_source(source.agent, source.node, self._door.caller),
-            terms=read_terms(request.model_extra or {}, headers),
+            terms=read_terms(fields, headers),
             owner=owner_of(scope),
         )
         dialect = ChatDialect(include_usage=request.include_usage)
@@ -92,7 +93,7 @@ class ChatDialect:
 def accepted_view(call: StoredCall) -> CallView:
     """Return a call that nobody waits for, as the resource it is from now on."""
     return CallView(
-        id=call.id, state="stored", agent=call.agent, events=f"/v1/calls/{call.id}/events"
+        id=call.id, state=call.state.value, agent=call.agent, events=f"/v1/calls/{call.id}/events"
     )
 
 
@@ -120,17 +121,6 @@ def require_choices(request: ChatRequest, served: int) -> None:
         )
 
 
-def completion_body(call_id: str, agent: str, frame: Frame) -> bytes:
-    """Return a final frame as a `chat.completion`: as it is, if it is one.
-
-    Raises:
-        ProtocolError: it is a completion without an answer in it.
-    """
-    if not frame.is_text and _is_completion(frame.body):
-        return frame.body
-    return completion(call_id, agent, frame.node, read_reply(frame))
-
-
 async def chunk_bodies(call: Call, *, include_usage: bool) -> AsyncGenerator[bytes, None]:
     """Yield the chunks of an answer, also of an agent that does not stream.
 
@@ -146,23 +136,16 @@ async def chunk_bodies(call: Call, *, include_usage: bool) -> AsyncGenerator[byt
             yield body
 
 
-def _is_completion(body: bytes) -> bool:
-    try:
-        choices = orjson.loads(body)["choices"]
-        return isinstance(choices[0]["message"], dict)
-    except (orjson.JSONDecodeError, KeyError, IndexError, TypeError):
-        return False
-
-
 def _as_chunks(call: Call, frame: Frame, *, include_usage: bool) -> Iterator[bytes]:
     chunks = ChunkWriter(call.id, call.agent, include_usage=include_usage)
     replies = read_replies(frame)
     for choice, reply in enumerate(replies):
         chunks.choice = choice
-        tools = [{"index": place, **tool} for place, tool in enumerate(reply.tool_calls or ())]
+        called = ToolCallParts()
+        tools = [called.add(one) for one in reply.tool_calls or ()]
         yield chunks.role()
         if reply.content or tools:
-            yield chunks.delta(ChatDelta(content=reply.content, tool_calls=tools or None))
+            yield chunks.delta(ChatDelta(content=reply.content or None, tool_calls=tools or None))
         yield chunks.finish(reply.finish_reason)
     if include_usage:
         yield chunks.usage(replies[0].usage)

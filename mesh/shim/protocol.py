@@ -164,13 +164,12 @@ class HttpProtocol(H11Protocol):
                 self.refuse(refusal(BODY_TOO_SLOW, message))
 
     def _waits_for(self) -> tuple[object, ...] | None:
-        """Tell what the client has to do, with what changes when it does it: an equal answer means
-        that it has not."""
+        """Tell what the client has to do, beside what changes when it does it."""
         unsent = self.transport.get_write_buffer_size()
         # Only then nobody adds to it: other numbers mean that the client reads.
         if unsent and (self.flow.write_paused or self.transport.is_closing()):
             return _Wait.READING, unsent, _unacknowledged_bytes(self.transport)
-        if self.conn.their_state is h11.SEND_BODY:
+        if self.conn.their_state is h11.SEND_BODY and not self.flow.read_paused:
             return _Wait.BODY, self.cycle
         is_new = self.conn.their_state is h11.IDLE
         if is_new and (self.cycle is None or self.conn.trailing_data[0]):

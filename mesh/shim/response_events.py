@@ -11,9 +11,17 @@ from typing import Any, Final
 
 from mesh import codec
 from mesh.errors import ProtocolError
-from mesh.shim.response_output import Draft, call_item, item_status, message_item
+from mesh.shim.response_output import (
+    Draft,
+    call_item,
+    call_item_id,
+    item_status,
+    message_item,
+    require_function,
+)
 from mesh.shim.sse import event
 from mesh.shim.status import Failure
+from mesh.tool_calls import ToolCallParts
 from schemas.chat import ChatDelta, FinishReason, Usage
 from schemas.responses import ItemStatus, OutputItem, OutputMessage, ResponseObject
 
@@ -43,6 +51,7 @@ class ResponseEvents:
         self._sequence = 0
         self._items: dict[int, _Open] = {}
         """By the index of the tool call, in the order of their places."""
+        self._calls = ToolCallParts()
 
     @property
     def has_begun(self) -> bool:
@@ -100,21 +109,30 @@ class ResponseEvents:
         place = self._place(one, is_part=True)
         yield self._event("response.output_text.delta", **place, delta=text, logprobs=[])
 
-    def _add_piece(self, piece: dict[str, Any]) -> Iterator[bytes]:
-        index, named, name, arguments = _read_piece(piece, max(self._items, default=_MESSAGE))
-        one = self._items.get(index)
+    def _add_piece(self, given: dict[str, Any]) -> Iterator[bytes]:
+        try:
+            piece = self._calls.add(given)
+        except TypeError as error:
+            raise ProtocolError(
+                f"the agent sent a piece of a tool call that is none: {error}"
+            ) from None
+        function = piece.get("function", {})
+        number, arguments = piece["index"], function.get("arguments", "")
+        one = self._items.get(number)
         if one is None:
-            if not name:
-                raise ProtocolError("the agent calls a tool, and names no function")
-            number = sum(other.number != _MESSAGE for other in self._items.values())
-            one = _Open(len(self._items), number, "", named, name)
+            one = self._open_call(number, piece["id"], function.get("name"))
             item = self._item(one, "in_progress")
-            one.id = item.id
-            self._items[index] = one
             yield self._item_event("response.output_item.added", one, item)
         if arguments:
             one.parts.append(arguments)
             yield self._arguments_event(one, arguments)
+
+    def _open_call(self, number: int, named: Any, name: Any) -> _Open:
+        require_function(named, name)
+        item_id = call_item_id(self._draft.call_id, number)
+        one = _Open(len(self._items), number, item_id, named, name)
+        self._items[number] = one
+        return one
 
     def _open_message(self) -> Iterator[bytes]:
         one = _Open(len(self._items), _MESSAGE, f"msg_{self._draft.call_id}")
@@ -172,21 +190,3 @@ class ResponseEvents:
 
 def _text_part(text: str) -> dict[str, Any]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
-
-
-def _read_piece(piece: dict[str, Any], last: int) -> tuple[int, str, str, str]:
-    """Return index, id, name and arguments of a piece of a tool call.
-
-    Without an index, one with a name begins a call, and any other goes on with the `last`.
-    """
-    function = piece.get("function") or {}
-    if not isinstance(function, dict):
-        raise ProtocolError("the agent sent a piece of a tool call that is none")
-    given = (piece.get("id"), function.get("name"), function.get("arguments"))
-    named, name, arguments = (one if isinstance(one, str) else "" for one in given)
-    index = piece.get("index")
-    if index is None:
-        index = last + 1 if name else last
-    if not isinstance(index, int) or index < 0:
-        raise ProtocolError("the agent sent a piece of a tool call that is none")
-    return index, named, name, arguments

@@ -16,6 +16,7 @@ from mesh.errors import MeshError, ProtocolError
 from mesh.frames import Frame
 from mesh.ledger import CallRecord
 from mesh.shim.status import Failure, failure
+from mesh.tool_calls import whole_call
 from schemas.chat import ChatReply, FinishReason, Usage
 from schemas.responses import (
     IncompleteDetails,
@@ -155,12 +156,27 @@ def call_item(
 ) -> OutputCall:
     """Make the item of a function to be called; `named` is the id that the agent gave the call."""
     return OutputCall(
-        id=f"fc_{call_id}_{number}",
+        id=call_item_id(call_id, number),
         status=status,
-        call_id=named or f"call_{call_id}_{number}",
+        call_id=named,
         name=name,
         arguments=arguments,
     )
+
+
+def call_item_id(call_id: str, number: int) -> str:
+    """Return the id of the item of a function to be called."""
+    return f"fc_{call_id}_{number}"
+
+
+def require_function(named: Any, name: Any) -> None:
+    """Check that a tool call, which an agent has `named`, is of a function with a `name`.
+
+    Raises:
+        ProtocolError: it is not, and no client could make anything of it.
+    """
+    if not (isinstance(named, str) and isinstance(name, str) and name):
+        raise ProtocolError("the agent calls a tool, and names no function")
 
 
 def usage_of(usage: Usage) -> ResponseUsage:
@@ -185,17 +201,18 @@ def error_of(told: Failure) -> ResponseFailure:
 
 
 def _call_item(call_id: str, number: int, call: Any, status: ItemStatus) -> OutputCall:
-    function = call.get("function") if isinstance(call, dict) else None
-    name = function.get("name") if isinstance(function, dict) else None
-    if not isinstance(function, dict) or not isinstance(name, str) or not name:
-        raise ProtocolError("the agent calls a tool, and names no function")
-    named, arguments = call.get("id"), function.get("arguments")
+    try:
+        whole = whole_call(call)
+    except TypeError as error:
+        raise ProtocolError(f"the agent calls a tool in a form that is none: {error}") from None
+    function = whole.get("function", {})
+    require_function(whole["id"], function.get("name"))
     return call_item(
         call_id,
         number,
-        named=named if isinstance(named, str) else "",
-        name=name,
-        arguments=arguments if isinstance(arguments, str) and arguments else "{}",
+        named=whole["id"],
+        name=function["name"],
+        arguments=function["arguments"],
         status=status,
     )
 

@@ -19,13 +19,13 @@ from starlette.types import Receive, Scope, Send
 
 from mesh import codec
 from mesh.callers import known_source
-from mesh.calls import Call, StoredCall
+from mesh.calls import Call, CallState, StoredCall
 from mesh.completions import read_delta, read_reply
 from mesh.errors import MeshError
 from mesh.followers import follow_call
 from mesh.frames import Frame
 from mesh.ledger import CallRecord, read_record
-from mesh.shim.door import Door
+from mesh.shim.door import Door, beside
 from mesh.shim.exchange import Asked, Exchange
 from mesh.shim.guard import owner_of, require_agent
 from mesh.shim.http import CALL_ID, read_body, read_headers, send_json
@@ -39,8 +39,6 @@ from mesh.shim.target import read_source, read_target
 from mesh.shim.terms import OnLeave, Terms, read_terms
 from schemas.chat import ChatDelta, FinishReason
 
-CREATED_AFTER_S: Final = 1.0
-"""A failure that comes sooner has its HTTP status; then clients want to know the response's id."""
 CANCEL_PATIENCE_S: Final = 2.0
 """How long a cancel is waited for; then it is on its way."""
 
@@ -55,11 +53,11 @@ class Responses:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. What fails before the call is sent is raised as a `MeshError`."""
         request = read_request(await read_body(scope, receive, self._door.limit_bytes))
-        headers = read_headers(scope)
-        target = read_target(request, headers)
+        headers, fields = read_headers(scope), request.model_extra or {}
+        target = read_target(request.model, fields, headers)
         require_agent(scope, target.agent)
-        source = read_source(request, headers)
-        terms = read_terms(request.model_extra or {}, headers)
+        source = read_source(fields, headers)
+        terms = read_terms(fields, headers)
         asked = Asked(
             target=target,
             body=chat_body(request, target.agent),
@@ -68,7 +66,8 @@ class Responses:
             terms=_watched(terms) if request.stream and terms.is_background else terms,
             owner=owner_of(scope),
         )
-        dialect = ResponseDialect({**echo(request), "background": terms.is_background})
+        echoed = {**echo(request), "background": terms.is_background}
+        dialect = ResponseDialect(echoed, self._door.pace.begin_after_s)
         await self._exchange.run(asked, dialect, receive, send)
 
 
@@ -78,8 +77,9 @@ class ResponseDialect:
     # Not 202: to OpenAI's clients this is an answer like any other.
     accepted_status: Final = 200
 
-    def __init__(self, echoed: Mapping[str, Any]) -> None:
+    def __init__(self, echoed: Mapping[str, Any], begin_after_s: float) -> None:
         self._echoed = echoed
+        self._begin_after_s = begin_after_s
         self._created_at = int(time.time())
         self._events: ResponseEvents | None = None
 
@@ -91,7 +91,7 @@ class ResponseDialect:
         """Yield the events of a response."""
         events = self._written(call)
         reason: FinishReason = "stop"
-        async with aclosing(_deltas(call)) as deltas:
+        async with aclosing(_deltas(call, self._begin_after_s)) as deltas:
             async for delta in deltas:
                 for one in events.add(delta):
                     yield one
@@ -106,7 +106,9 @@ class ResponseDialect:
 
     def accepted(self, call: StoredCall) -> bytes:
         """Return a response that waits."""
-        return codec.encode(self._draft(call).response("queued"))
+        # One that was asked before may have ended; its client learns that when it looks it up.
+        is_queued = call.state is CallState.STORED
+        return codec.encode(self._draft(call).response("queued" if is_queued else "in_progress"))
 
     def _written(self, call: Call) -> ResponseEvents:
         if self._events is None:
@@ -145,14 +147,18 @@ class ResponseCancel:
         record = await _find(self._door, scope)
         if record.outcome is None:
             await self._door.client.cancel(record.call)
-            async with follow_call(self._door.connection, record.call) as call:
-                try:
-                    async with asyncio.timeout(CANCEL_PATIENCE_S):
-                        await call.result()
-                except (TimeoutError, MeshError):
-                    pass  # The record tells it.
+            await self._wait(record, receive)
             record = await read_record(self._door.connection, record.call.id)
         await _send_record(send, record)
+
+    async def _wait(self, record: CallRecord, receive: Receive) -> None:
+        async with follow_call(self._door.connection, record.call) as call:
+            with self._door.waiting(receive) as over:
+                try:
+                    async with asyncio.timeout(CANCEL_PATIENCE_S):
+                        await beside(over, call.result())
+                except (TimeoutError, MeshError):
+                    pass  # The record tells what became of it.
 
 
 def _watched(terms: Terms) -> Terms:
@@ -161,12 +167,12 @@ def _watched(terms: Terms) -> Terms:
     return replace(terms, is_background=False, key=key, on_leave=OnLeave.DETACH)
 
 
-async def _deltas(call: Call) -> AsyncGenerator[ChatDelta, None]:
-    """Yield the parts of an answer; an empty one first, when the agent is silent for a moment."""
+async def _deltas(call: Call, silence_s: float) -> AsyncGenerator[ChatDelta, None]:
+    """Yield the parts of an answer; an empty one first, when the agent is silent for so long."""
     async with aclosing(_said(call)) as said:
         first = asyncio.ensure_future(anext(said, ChatDelta()))
         try:
-            await asyncio.wait({first}, timeout=CREATED_AFTER_S)
+            await asyncio.wait({first}, timeout=silence_s)
             if not first.done():
                 yield ChatDelta()
             yield await first

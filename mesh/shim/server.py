@@ -40,7 +40,6 @@ logger = logging.getLogger(__name__)
 CALLER_ID: Final = "http"
 PATIENCE_S: Final = 15.0
 """How long a start waits for the broker, and for the control plane's streams on it."""
-CANCEL_S: Final = 1.0
 DRAIN_S: Final = 2.0
 """How long answers in progress may take when the process stops; then they are told."""
 ANNOUNCE_PAUSE_S: Final = 1.0
@@ -87,7 +86,7 @@ async def serve_on(
         stack.push_async_callback(tasks.cancel)
         tasks.start(_announce(connection, instance))
         tasks.start(_beat(connection, instance, settings.heartbeat_s))
-        door = Door(client, connection, caller)
+        door = Door(client, connection, caller, monitor_url=settings.nats_monitor_url)
         rules = rules_for(settings, [one.getsockname()[0] for one in sockets])
         if rules.requires_keys:
             logger.info("API keys are required here: `mesh keys create NAME` makes one")
@@ -121,9 +120,6 @@ async def _run(
         for one in waiting:
             one.cancel()
         await serving
-        # The last cancels of clients that left.
-        await door.tasks.join(CANCEL_S)
-        await door.tasks.cancel()
 
 
 @contextmanager

@@ -6,6 +6,7 @@ when it decides on a retry.
 """
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 from mesh import codec, errors
@@ -20,6 +21,9 @@ UNSUPPORTED_PARAMETER: Final = "unsupported_parameter"
 """`reason` of an `InvalidInputError` about a field that is valid, but not served here."""
 UNKNOWN_RESPONSE: Final = "previous_response_not_found"
 """`reason` of an `InvalidInputError` about a conversation that is not remembered."""
+
+NO_RETRY: Final = MappingProxyType({"x-should-retry": "false"})
+"""Keeps OpenAI's SDKs from repeating a request by themselves."""
 
 _RETRY_SOON_S: Final = 2
 
@@ -99,6 +103,7 @@ TABLE: Final[dict[type[MeshError], Row]] = {
     errors.MailboxFullError: Row(
         429, RATE_LIMIT, "agent_busy", retry_after_s=1, ends_calls=True, is_unstored=True
     ),
+    errors.AgentBusyError: Row(429, RATE_LIMIT, "agent_busy", retry_after_s=1, ends_calls=True),
     errors.CallTimeoutError: Row(504, SERVER, "agent_timeout", ends_calls=True),
     errors.CallCancelledError: Row(409, BAD_REQUEST, "call_cancelled", ends_calls=True),
     errors.HopLimitError: Row(502, SERVER, "hop_limit", ends_calls=True),
@@ -143,7 +148,10 @@ def failure(error: MeshError, *, sent_to: str | None = None) -> Failure:
     row = _row(error, sent_to)
     headers = _row_headers(row)
     if sent_to is not None and not row.is_unstored:
-        headers = {"x-should-retry": "false"}
+        headers = dict(NO_RETRY)
+    elif row.retry_after_s is None:
+        # It would fail again, and OpenAI's SDKs repeat a 409 and a 500 by themselves.
+        headers |= NO_RETRY
     code, param = row.code, row.param
     if isinstance(error, InvalidInputError) and row.status < 500:
         param = error.fields.get("field")

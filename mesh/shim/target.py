@@ -1,13 +1,12 @@
-"""Whom a request is for, and who says it sends it.
+"""Whom a chat request is for, and who says it sends it.
 
 Reads the body's fields, then the headers, then the `model`; asks nobody whether the agent exists.
-Chat applications can only choose a `model`, SDKs can add fields, and all can set headers. A path
-that names the agent leaves no choice.
+Chat applications can only choose a `model`, SDKs can add fields, and all can set headers.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from mesh import subjects
 from mesh.errors import InvalidIdError, InvalidInputError
@@ -21,6 +20,8 @@ TARGET_FIELDS: Final = frozenset({"agent_id", "target_node", "source_agent", "so
 
 Headers = Mapping[str, str]
 """By lower-case name."""
+Fields = Mapping[str, Any]
+"""Of the body: those that the API itself does not know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +40,6 @@ class Source:
     node: str = ""
 
 
-class Addressed(Protocol):
-    """A request of any API, as far as it says whom it is for."""
-
-    @property
-    def model(self) -> str:
-        """The agent, or the agent and its node."""
-
-    @property
-    def model_extra(self) -> dict[str, Any] | None:
-        """The fields that the API does not know."""
-
-
 @dataclass(frozen=True, slots=True)
 class _Said:
     """A value, and where it stood."""
@@ -59,36 +48,30 @@ class _Said:
     place: str
 
 
-def read_target(request: Addressed, headers: Headers) -> Target:
-    """Return whom a request is for.
+def read_target(model: str, fields: Fields, headers: Headers, *, path: str = "") -> Target:
+    """Return whom a request is for; `path` is the agent that its path names, if it does.
 
-    With `agent_id` or its header given, `model` names no target and cannot contradict.
+    With the path, `agent_id` or its header given, `model` names no target and cannot contradict.
 
     Raises:
         InvalidIdError: an id breaks the grammar; `field` is where it stood.
         InvalidInputError: nobody is named, two different ones are, or a field is no string.
     """
-    agent = _one_of(_field(request, "agent_id"), _header(headers, AGENT_HEADER))
+    agent = _one_of(
+        _Said(path, "path") if path else None,
+        _field(fields, "agent_id"),
+        _header(headers, AGENT_HEADER),
+    )
     pinned = None
     if agent is None:
-        agent, pinned = _read_name(request.model, "model")
-    return _target(agent, pinned, request, headers)
+        agent, pinned = _read_model(model)
+    node = _one_of(
+        _field(fields, "target_node", is_optional=True), _header(headers, NODE_HEADER), pinned
+    )
+    return Target(_require_id(agent, "agent"), _require_id(node, "node") if node else None)
 
 
-def read_path_target(path: str, request: Addressed, headers: Headers) -> Target:
-    """Return whom a request is for whose path names the agent, and perhaps `agent@node`.
-
-    Raises:
-        InvalidIdError: an id breaks the grammar; `field` is where it stood.
-        InvalidInputError: a field or a header names another one, or a field is no string.
-    """
-    agent, pinned = _read_name(path, "path")
-    # What must not contradict stands first: it is to blame.
-    _one_of(_field(request, "agent_id"), _header(headers, AGENT_HEADER), agent)
-    return _target(agent, pinned, request, headers)
-
-
-def read_source(request: Addressed, headers: Headers) -> Source:
+def read_source(fields: Fields, headers: Headers) -> Source:
     """Return who a request says it is from.
 
     Raises:
@@ -96,10 +79,10 @@ def read_source(request: Addressed, headers: Headers) -> Source:
         InvalidInputError: two different ones are named, or a field is no string.
     """
     agent = _one_of(
-        _field(request, "source_agent", is_optional=True), _header(headers, SOURCE_AGENT_HEADER)
+        _field(fields, "source_agent", is_optional=True), _header(headers, SOURCE_AGENT_HEADER)
     )
     node = _one_of(
-        _field(request, "source_node", is_optional=True), _header(headers, SOURCE_NODE_HEADER)
+        _field(fields, "source_node", is_optional=True), _header(headers, SOURCE_NODE_HEADER)
     )
     return Source(
         _require_id(agent, "agent") if agent else "", _require_id(node, "node") if node else ""
@@ -112,32 +95,25 @@ def split_model(model: str) -> tuple[str, str | None]:
     return agent, node if has_node else None
 
 
-def _target(agent: _Said, pinned: _Said | None, request: Addressed, headers: Headers) -> Target:
-    node = _one_of(
-        _field(request, "target_node", is_optional=True), _header(headers, NODE_HEADER), pinned
-    )
-    return Target(_require_id(agent, "agent"), _require_id(node, "node") if node else None)
-
-
-def _read_name(name: str, place: str) -> tuple[_Said, _Said | None]:
-    if not name:
+def _read_model(model: str) -> tuple[_Said, _Said | None]:
+    if not model:
         raise InvalidInputError(
             "no agent is named: put its id into `model`, such as solarius or solarius@node2",
-            field=place,
+            field="model",
         )
-    agent, node = split_model(name)
+    agent, node = split_model(model)
     if node == "":
         raise InvalidIdError(
-            f"{name[:80]!r} names no node behind the @: add one, or leave the @ out",
+            f"{model[:80]!r} names no node behind the @: add one, or leave the @ out",
             value="",
-            field=place,
+            field="model",
         )
-    return _Said(agent, place), _Said(node, place) if node else None
+    return _Said(agent, "model"), _Said(node, "model") if node else None
 
 
-def _field(request: Addressed, name: str, *, is_optional: bool = False) -> _Said | None:
+def _field(fields: Fields, name: str, *, is_optional: bool = False) -> _Said | None:
     """Read a field that OpenAI does not know. An empty optional one counts as missing."""
-    value: Any = (request.model_extra or {}).get(name)
+    value = fields.get(name)
     if value is None or (is_optional and value == ""):
         return None
     if not isinstance(value, str):

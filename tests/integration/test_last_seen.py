@@ -13,11 +13,15 @@ from pathlib import Path
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from handlers.registrar import Registrar
+from mesh import registry
 from mesh.broker import EmbeddedBroker, embedded_broker
-from mesh.connection import open_connection
+from mesh.connection import Connection, open_connection
 from mesh.directory import Directory, follow_directory, load_directory
+from mesh.runtime import describe_process
 from mesh.settings import Settings
-from schemas.registry import Role, State
+from schemas.card import AgentCard
+from schemas.registry import AgentRecord, Role, State
 from tests.conftest import HEARTBEAT_S, Running, control_plane, until
 from tests.integration.test_registry import echo, host_process
 from tests.shim import online
@@ -130,3 +134,24 @@ async def test_who_was_thought_dead_is_alive_again(
         await until(lambda: directory.agent("echo").state is State.ONLINE)
         await until(lambda: on_record(directory) == "")
         await until(lambda: not getattr(directory.node_record("node-s"), "last_seen", ""))
+
+
+async def test_a_registrar_that_is_behind_overwrites_nothing(
+    settings: Settings, agent_id: str, connection: Connection, directory: Directory
+) -> None:
+    """It writes over the revision that it has looked at, or not at all."""
+
+    def record(description: str) -> AgentRecord:
+        card = AgentCard(id=agent_id, description=description)
+        return AgentRecord(card=card, registered_at="2026-11-25T12:00:00+00:00")
+
+    key = registry.agent_key(agent_id)
+    behind = Directory()
+    behind.apply(await registry.put(connection, key, record("old")))
+    await registry.put(connection, key, record("new"))
+    assert [one.key for one in behind.endings()] == [key]
+    instance = describe_process("node1", Role.REGISTRAR)
+    await Registrar(connection, behind, settings, instance).settle()
+    await until(lambda: bool((known := directory.agent_record(agent_id)) and known.last_seen))
+    [stored] = await registry.read_registry(connection, key)
+    assert json.loads(stored.value or b"")["card"]["description"] == "new"

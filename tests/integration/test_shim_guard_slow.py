@@ -17,8 +17,8 @@ from tests.shim import CHAT, ask, online, replier, serving
 
 AGENT = "patient-agent"
 PATIENCE = Patience(headers_s=0.5, body_s=0.5, write_s=0.5)
-SOON_S = 2.0
-"""Longer than our patience, and the time between two looks at a connection."""
+SOON_S = 5.0
+"""Longer than our patience, and much shorter than any other clock of the server."""
 GET = request("GET", "/health/live")
 BODY = httpx2.Request("POST", "http://x", json=ask(AGENT)).content
 POST = request("POST", CHAT, BODY)
@@ -176,7 +176,7 @@ async def test_who_reads_slowly_is_not_cut(
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     body = httpx2.Request("POST", "http://x", json=ask(agent_id, stream=True)).content
-    async with online(running, directory, flood(agent_id, ended, 150)):
+    async with online(running, directory, flood(agent_id, ended, 250)):
         # No stream of asyncio: it would read ahead.
         with raw_socket(receive_buffer=65_536) as slow:
             await loop.sock_connect(slow, address(url))
@@ -184,7 +184,8 @@ async def test_who_reads_slowly_is_not_cut(
             await ended.wait()
             slow_until = loop.time() + PATIENCE.write_s * 6
             while loop.time() < slow_until:
-                assert await loop.sock_recv(slow, 10_000)
+                # Less at a time would not open TCP's window before our patience is over.
+                assert await loop.sock_recv(slow, 30_000)
                 await asyncio.sleep(0.05)
             assert answering()
             received = b""
@@ -204,7 +205,7 @@ async def test_many_slow_clients_hinder_nobody(url: str, client: RawClient) -> N
         asked_at = loop.time()
         await client.send(POST)
         assert (await client.answer()).status == 200
-        assert loop.time() - asked_at < 1
+        assert loop.time() - asked_at < 2
         ends = await asyncio.gather(*(one.reader.read() for one in slow), return_exceptions=True)
         assert len(ends) == 150
 

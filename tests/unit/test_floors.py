@@ -23,6 +23,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
                 "mesh.frames",
                 "mesh.completions",
                 "mesh.streams",
+                "mesh.tool_calls",
             }
         ),
     ),
@@ -33,6 +34,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
                 "mesh.background",
                 "mesh.child",
                 "mesh.heap",
+                "mesh.nats_client",
                 "mesh.clock",
                 "mesh.publisher",
                 "mesh.connection",
@@ -41,6 +43,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
                 "mesh.delivery",
                 "mesh.pulls",
                 "mesh.replies",
+                "mesh.pings",
                 "mesh.requests",
                 "mesh.broker",
                 "mesh.supervisor",
@@ -71,6 +74,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
                 "mesh.followers",
                 "mesh.inbox",
                 "mesh.outbox",
+                "mesh.retries",
                 "mesh.client",
                 "mesh.context",
                 "mesh.agent",
@@ -80,7 +84,26 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
     (
         "runtime",
         frozenset(
-            {"mesh.invocation", "mesh.execution", "mesh.worker", "mesh.events", "mesh.runtime"}
+            {
+                "mesh.invocation",
+                "mesh.runs",
+                "mesh.execution",
+                "mesh.worker",
+                "mesh.events",
+                "mesh.runtime",
+            }
+        ),
+    ),
+    (
+        "probes",
+        frozenset(
+            {
+                "mesh.nats_probes",
+                "mesh.http_probes",
+                "mesh.prober",
+                "mesh.probes",
+                "mesh.probe_report",
+            }
         ),
     ),
     ("shim | handlers", frozenset({"mesh.shim", "handlers"})),

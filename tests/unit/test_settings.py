@@ -56,6 +56,8 @@ def test_a_host_name_becomes_a_node_id(monkeypatch: pytest.MonkeyPatch) -> None:
         ("MESH_HTTP_CORS_ORIGINS", "chat.example.org"),
         ("MESH_HTTP_CORS_ORIGINS", "https://chat.example.org/"),
         ("MESH_HTTP_CORS_ORIGINS", "null"),
+        ("MESH_NATS_MONITOR_URL", "127.0.0.1:8222"),
+        ("MESH_NATS_MONITOR_URL", "http://a b"),
     ],
 )
 def test_a_bad_value_names_its_variable(name: str, value: str) -> None:
@@ -63,6 +65,27 @@ def test_a_bad_value_names_its_variable(name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=f"{name}={value!r} cannot be used: give ") as refused:
         Settings.from_env({name: value})
     assert refused.value.fields["variable"] == name
+
+
+@pytest.mark.parametrize(
+    ("environ", "url"),
+    [
+        ({}, "http://127.0.0.1:8222"),
+        ({"MESH_NATS_MONITOR_PORT": "8333"}, "http://127.0.0.1:8333"),
+        ({"MESH_NATS_MONITOR_PORT": "0"}, ""),
+        ({"MESH_NATS_URL": "nats://hub:4222"}, ""),
+        ({"MESH_NATS_URL": "nats://hub", "MESH_NATS_MONITOR_URL": "http://hub/"}, "http://hub"),
+    ],
+)
+def test_the_monitoring_of_another_broker_must_be_told(environ: dict[str, str], url: str) -> None:
+    """That of the embedded one is known, unless its port is any free one."""
+    assert Settings.from_env(environ).nats_monitor_url == url
+
+
+def test_a_key_is_not_shown() -> None:
+    """Settings may be logged."""
+    settings = Settings.from_env({"MESH_API_KEY": "sesame"})
+    assert (settings.api_key, "sesame" in repr(settings)) == ("sesame", False)
 
 
 def test_unknown_variables_are_told_with_the_nearest_name() -> None:

@@ -8,9 +8,8 @@ import httpx2
 from mesh import codec
 from mesh.directory import Directory
 from mesh.registry import Entry
-from mesh.shim.app import create_app
 from mesh.shim.door import Door
-from mesh.shim.models import model_object
+from mesh.shim.models import Models, model_object
 from mesh.standing import AgentStanding
 from schemas.base import WireModel
 from schemas.card import AgentCard
@@ -45,7 +44,7 @@ async def test_a_list_is_written_again_after_a_change() -> None:
         directory.apply(Entry(key, body, next(revisions)))
 
     door: Any = SimpleNamespace(client=SimpleNamespace(directory=directory))
-    transport = httpx2.ASGITransport(create_app(cast(Door, door)))
+    transport = httpx2.ASGITransport(Models(cast(Door, door)))
     async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
 
         async def models() -> tuple[list[str], list[str]]:
@@ -75,7 +74,7 @@ async def test_a_list_is_written_once() -> None:
     directory = Directory()
     directory.apply(Entry("instance.i1", codec.encode(HOST), 1))
     door: Any = SimpleNamespace(client=SimpleNamespace(directory=directory))
-    transport = httpx2.ASGITransport(create_app(cast(Door, door)))
+    transport = httpx2.ASGITransport(Models(cast(Door, door)))
     async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
         assert (await client.get("/v1/models")).json()["data"] == []
         written = directory.standings()

@@ -106,17 +106,8 @@ def test_a_whole_answer() -> None:
         ({"content": "", "tool_calls": [TOOL]}, [CALLED]),
         ({"content": ""}, [{**MESSAGE, "content": [{**TEXT, "text": ""}]}]),
         (
-            {"content": None, "tool_calls": [TOOL, {"function": {"name": "ask"}}]},
-            [
-                CALLED,
-                {
-                    **CALLED,
-                    "id": "fc_c1_1",
-                    "call_id": "call_c1_1",
-                    "name": "ask",
-                    "arguments": "{}",
-                },
-            ],
+            {"content": None, "tool_calls": [TOOL, {"id": "t1", "function": {"name": "ask"}}]},
+            [CALLED, {**CALLED, "id": "fc_c1_1", "name": "ask", "arguments": "{}"}],
         ),
     ],
 )
@@ -150,7 +141,14 @@ def test_any_other_answer_is_text(body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "message", [{"tool_calls": [{"id": "t1"}]}, {"tool_calls": [{"function": {"name": 7}}]}, None]
+    "message",
+    [
+        {"tool_calls": [{"id": "t1"}]},
+        {"tool_calls": [{"function": {"name": 7}}]},
+        {"tool_calls": [{"id": 7, "function": {"name": "look"}}]},
+        {"tool_calls": [7]},
+        None,
+    ],
 )
 def test_an_answer_that_is_none(message: Any) -> None:
     """Nobody could call what has no name."""
@@ -163,9 +161,8 @@ STORED = StoredBody(agent="solarius", sequence=7, timeout_ms=1000)
 
 
 def record(state: CallState, outcome: Frame | MeshError | None = None) -> CallRecord:
-    call = StoredCall("c1", "solarius", "agent.http.reply.i.c1.solarius", 7)
-    time = "2026-11-22T20:00:00.123456789Z"
-    return CallRecord(call, state, time, STORED, outcome, node="node2")
+    call = StoredCall("c1", "solarius", "agent.http.reply.i.c1.solarius", 7, state)
+    return CallRecord(call, "2026-11-22T20:00:00.123456789Z", STORED, outcome, node="node2")
 
 
 @pytest.mark.parametrize(
@@ -271,9 +268,11 @@ def test_pieces_without_an_index() -> None:
     "fields",
     [
         {"index": 0, "function": {"arguments": "{}"}},
-        {"index": "a", "function": {"name": "look"}},
-        {"index": -1, "function": {"name": "look"}},
+        {"index": [], "function": {"name": "look"}},
         {"function": {"arguments": "{}"}},
+        {"function": {"name": 7}},
+        {"id": 7, "function": {"name": "look"}},
+        {"type": "custom", "custom": {"name": "look"}},
         {"function": "look"},
         {},
     ],
