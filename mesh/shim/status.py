@@ -19,6 +19,8 @@ AUTHENTICATION: Final = "authentication_error"
 PERMISSION: Final = "permission_error"
 UNSUPPORTED_PARAMETER: Final = "unsupported_parameter"
 """`reason` of an `InvalidInputError` about a field that is valid, but not served here."""
+UNKNOWN_RESPONSE: Final = "previous_response_not_found"
+"""`reason` of an `InvalidInputError` about a conversation that is not remembered."""
 
 NO_RETRY: Final = MappingProxyType({"x-should-retry": "false"})
 """Keeps OpenAI's SDKs from repeating a request by themselves."""
@@ -154,8 +156,8 @@ def failure(error: MeshError, *, sent_to: str | None = None) -> Failure:
     code, param = row.code, row.param
     if isinstance(error, InvalidInputError) and row.status < 500:
         param = error.fields.get("field")
-        if error.fields.get("reason") == UNSUPPORTED_PARAMETER:
-            code = UNSUPPORTED_PARAMETER
+        if (reason := error.fields.get("reason")) in (UNSUPPORTED_PARAMETER, UNKNOWN_RESPONSE):
+            code = str(reason)
     return Failure(row.status, headers, envelope(error.message, row.type, code, param))
 
 
