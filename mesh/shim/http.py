@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from itertools import accumulate
 from typing import Final
+from urllib.parse import parse_qsl
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
@@ -33,6 +34,12 @@ def read_headers(scope: Scope) -> dict[str, str]:
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
 
 
+def read_query(scope: Scope) -> dict[str, str]:
+    """Return the parameters of a query string that say something; of repeated ones the last."""
+    # As text: of bytes the standard library makes bytes again, and fails with what is not ASCII.
+    return dict(parse_qsl(scope["query_string"].decode("latin-1")))
+
+
 def request_id(scope: Scope) -> str:
     """Return the client's own id of the request if it is short printable ASCII, else a new one."""
     for name, value in scope["headers"]:
@@ -44,6 +51,18 @@ def request_id(scope: Scope) -> str:
 def new_request_id() -> str:
     """Return an id for a request that brought none."""
     return f"req_{os.urandom(16).hex()}"
+
+
+def base_url(scope: Scope) -> str:
+    """Return the address at which the client has found us, without a path.
+
+    By its `Host` header, which the guard has checked, or by the socket if there is none.
+    """
+    for name, value in scope["headers"]:
+        if name == b"host" and value:
+            return f"{scope['scheme']}://{value.decode('latin-1')}"
+    host, port = scope["server"]
+    return f"{scope['scheme']}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 async def read_body(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
@@ -102,8 +121,19 @@ async def send_json(
     send: Send, status: int, body: bytes, headers: Mapping[str, str] | None = None
 ) -> None:
     """Send a whole JSON answer."""
+    await send_body(send, status, body, "application/json", headers)
+
+
+async def send_body(
+    send: Send,
+    status: int,
+    body: bytes,
+    content_type: str,
+    headers: Mapping[str, str] | None = None,
+) -> None:
+    """Send a whole answer of any type."""
     raw = [
-        (b"content-type", b"application/json"),
+        (b"content-type", content_type.encode()),
         (b"content-length", str(len(body)).encode()),
     ]
     raw += [(name.encode(), value.encode("latin-1")) for name, value in (headers or {}).items()]

@@ -7,8 +7,7 @@ reference, "Create chat completion" and "Models".
 
 from collections.abc import AsyncGenerator, Iterator
 from datetime import datetime
-from typing import Any
-from urllib.parse import parse_qs
+from typing import Any, Final
 
 import orjson
 from starlette.types import Receive, Scope, Send
@@ -20,20 +19,78 @@ from mesh.completions import ChunkWriter, completion, read_reply
 from mesh.errors import AgentNotFoundError, InvalidIdError, InvalidInputError
 from mesh.frames import Frame
 from mesh.shim.door import Door
-from mesh.shim.exchange import Asked, Exchange
+from mesh.shim.exchange import LOCATION, Asked, Exchange
+from mesh.shim.failures import ASKING, OF_AN_AGENT
 from mesh.shim.guard import may_call, owner_of, require_agent
-from mesh.shim.http import read_body, read_headers, send_json
+from mesh.shim.http import CALL_ID, read_body, read_headers, read_query, send_json
+from mesh.shim.operations import (
+    EXAMPLE_AGENT,
+    Answer,
+    Events,
+    Link,
+    Operation,
+    Parameter,
+    Tag,
+)
 from mesh.shim.sse import DONE, event
 from mesh.shim.status import UNSUPPORTED_PARAMETER, Failure
-from mesh.shim.target import read_source, read_target, split_model
-from mesh.shim.terms import read_terms
+from mesh.shim.target import TARGET_PARAMETERS, read_source, read_target, split_model
+from mesh.shim.terms import TERMS_PARAMETERS, read_terms
 from schemas.call import CallView
 from schemas.chat import ChatDelta, ChatRequest
+from schemas.completion import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
+from schemas.door import ModelList, ModelObject
 from schemas.registry import AgentView, State
+
+_QUESTION: Final = {
+    "model": EXAMPLE_AGENT,
+    "messages": [{"role": "user", "content": "Hello!"}],
+}
 
 
 class ChatCompletions:
     """`POST /v1/chat/completions`: one call, plain or streamed."""
+
+    operations = (
+        Operation(
+            "createChatCompletion",
+            "POST",
+            "/v1/chat/completions",
+            Tag.CHAT,
+            "Ask an agent",
+            description="`model` names the agent, such as `solarius`, or `solarius@node2` for the "
+            "instance on one node. The body goes to the agent as it is, and the answer comes as "
+            "the agent wrote it.\n\nAn agent that is not running is an error 503, unless you "
+            "`wait` for it or ask in the `background`.",
+            parameters=(*TARGET_PARAMETERS, *TERMS_PARAMETERS),
+            request=ChatCompletionRequest,
+            examples={
+                "plain": _QUESTION,
+                "streamed": {**_QUESTION, "stream": True},
+                "background": {**_QUESTION, "background": True},
+            },
+            answers=(
+                Answer(
+                    200,
+                    "The whole answer, or with `stream` its parts as they come.",
+                    ChatCompletion,
+                    events=Events((ChatCompletionChunk,), ends_with_done=True),
+                    headers=(CALL_ID,),
+                ),
+                Answer(
+                    202,
+                    "With `background`: the call is stored.",
+                    CallView,
+                    headers=(CALL_ID, LOCATION),
+                    links=tuple(
+                        Link(to, example="background")
+                        for to in ("getCall", "cancelCall", "streamCall")
+                    ),
+                ),
+            ),
+            failures=ASKING,
+        ),
+    )
 
     def __init__(self, door: Door) -> None:
         self._door = door
@@ -84,15 +141,34 @@ class ChatDialect:
         return codec.encode(accepted_view(call))
 
 
+_ALL: Final = {"type": "string", "enum": ["0", "1"]}
+
+
 class Models:
     """`GET /v1/models`: who can be called now; with `?all=1`, everybody who is known."""
+
+    operations = (
+        Operation(
+            "listModels",
+            "GET",
+            "/v1/models",
+            Tag.MODELS,
+            "List the agents that can be asked now",
+            parameters=(
+                Parameter(
+                    "all", "query", "`1` lists those too that are known and not running.", _ALL
+                ),
+            ),
+            answers=(Answer(200, "The agents, by id.", ModelList),),
+        ),
+    )
 
     def __init__(self, door: Door) -> None:
         self._door = door
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, from memory."""
-        shows_all = parse_qs(scope["query_string"]).get(b"all") == [b"1"]
+        shows_all = read_query(scope).get("all") == "1"
         found = [
             model_object(view, view.card.id)
             for view in self._door.client.agents()
@@ -103,6 +179,26 @@ class Models:
 
 class Model:
     """`GET /v1/models/{id}`: one agent, or one on one node."""
+
+    operations = (
+        Operation(
+            "getModel",
+            "GET",
+            "/v1/models/{id:path}",
+            Tag.MODELS,
+            "Look an agent up",
+            parameters=(
+                Parameter(
+                    "id",
+                    "path",
+                    "An agent, or an agent and a node: `solarius@node2`.",
+                    example=EXAMPLE_AGENT,
+                ),
+            ),
+            answers=(Answer(200, "The agent.", ModelObject),),
+            failures=OF_AN_AGENT,
+        ),
+    )
 
     def __init__(self, door: Door) -> None:
         self._door = door

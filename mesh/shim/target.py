@@ -10,12 +10,28 @@ from typing import Any, Final
 
 from mesh import subjects
 from mesh.errors import InvalidIdError, InvalidInputError
+from mesh.shim.operations import EXAMPLE_AGENT, Parameter
+from schemas.base import ID_PATTERN
 from schemas.chat import ChatRequest
 
 AGENT_HEADER: Final = "X-Mesh-Agent"
 NODE_HEADER: Final = "X-Mesh-Target-Node"
 SOURCE_AGENT_HEADER: Final = "X-Mesh-Source-Agent"
 SOURCE_NODE_HEADER: Final = "X-Mesh-Source-Node"
+
+ID_SCHEMA: Final = {"type": "string", "pattern": f"^{ID_PATTERN.pattern}$"}
+AGENT_IN_PATH: Final = Parameter(
+    "id", "path", "The agent's id.", {"type": "string"}, example=EXAMPLE_AGENT
+)
+SOURCE_PARAMETERS: Final = (
+    Parameter(SOURCE_AGENT_HEADER, "header", "`source_agent` as a header.", ID_SCHEMA),
+    Parameter(SOURCE_NODE_HEADER, "header", "`source_node` as a header.", ID_SCHEMA),
+)
+TARGET_PARAMETERS: Final = (
+    Parameter(AGENT_HEADER, "header", "`agent_id` as a header.", ID_SCHEMA),
+    Parameter(NODE_HEADER, "header", "`target_node` as a header.", ID_SCHEMA),
+    *SOURCE_PARAMETERS,
+)
 
 Headers = Mapping[str, str]
 """By lower-case name."""
