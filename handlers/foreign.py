@@ -1,17 +1,18 @@
 """A plain FastStream application as an agent of the mesh.
 
 A subscriber on `agent.<id>.inbox` works by itself, and is reachable by subject. `attach` adds
-what only the mesh can: the announcement, the heartbeat, a renewed ack_wait, and replies that
-JetStream has acknowledged. FastStream's own reply is a core publish, which a broker that dies
-at that moment loses without a trace.
+what only the mesh can: the announcement, the heartbeat, a renewed ack_wait, answers to pings, and
+replies that JetStream has acknowledged. FastStream's own reply is a core publish, which a broker
+that dies at that moment loses without a trace.
 """
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final
 
 from faststream import ContextRepo, FastStream
+from faststream.exceptions import AckMessage
 from faststream.message import StreamMessage, encode_message
 from faststream.middlewares import BaseMiddleware
 from faststream.nats import NatsBroker
@@ -22,27 +23,73 @@ from mesh import headers as h
 from mesh import registry, subjects
 from mesh.background import BackgroundTasks
 from mesh.connection import Connection
+from mesh.delivery import Delivery
 from mesh.errors import SettingsError
 from mesh.heartbeat import beat_forever
-from mesh.publisher import Publisher
-from mesh.replies import frame_lifetime_s
+from mesh.pings import write_pong
+from mesh.replies import ReplyWriter, frame_lifetime_s
+from mesh.requests import read_address
 from mesh.runtime import describe_process
 from mesh.settings import Settings
 from mesh.worker import RENEW_AFTER_S
 from schemas.card import AgentCard
-from schemas.registry import Announcement, Role
+from schemas.registry import Announcement, Instance, Role
 
 logger = logging.getLogger(__name__)
 
 Publish = Callable[[NatsPublishCommand], Awaitable[Any]]
 
+_JETSTREAM_ACK: Final = "$JS.ACK."
+
 
 class MeshReplies(BaseMiddleware[NatsPublishCommand, Msg]):
-    """Publishes replies through JetStream, and renews the request while the handler works."""
+    """Publishes replies through JetStream, renews the request while the handler works, and
+    answers pings.
+    """
 
-    def __init__(self, msg: Msg, /, *, context: ContextRepo, publisher: Publisher) -> None:
+    def __init__(
+        self,
+        msg: Msg,
+        /,
+        *,
+        context: ContextRepo,
+        connection: Connection,
+        agent: str,
+        instance: Instance,
+    ) -> None:
         super().__init__(msg, context=context)
-        self._publisher = publisher
+        self._connection = connection
+        self._agent = agent
+        self._instance = instance
+
+    async def on_receive(self) -> None:
+        """Answer a ping here, before filters, decoders, the handler and its publishers."""
+        if self._is_ping():
+            await self._answer_ping(self.msg)
+            # Ends the processing of this message; it is acknowledged already.
+            raise AckMessage
+
+    def _is_ping(self) -> bool:
+        # A batch of messages, or a change of a bucket, is no `Msg`.
+        return (
+            isinstance(self.msg, Msg)
+            and h.PING in (self.msg.headers or {})
+            and self.msg.reply.startswith(_JETSTREAM_ACK)
+            and f"{self.msg.subject}.".startswith(f"{subjects.inbox(self._agent)}.")
+        )
+
+    async def _answer_ping(self, msg: Msg) -> None:
+        delivery = Delivery.read(self._connection.client, msg)
+        headers = h.RequestHeaders.read(msg.headers)
+        place = (self._instance.node, self._instance.instance)
+        left_s = (headers.timeout_ms or 0) / 1000
+        address = read_address(delivery, headers, agent=self._agent, place=place, left_s=left_s)
+        if address is None:
+            logger.warning("%s: refused to answer on %r", self._agent, headers.reply_to[:120])
+            await msg.term()
+            return
+        await write_pong(ReplyWriter(self._connection, address), self._agent)
+        await msg.ack()
 
     async def consume_scope(
         self, call_next: Callable[[StreamMessage[Any]], Awaitable[Any]], msg: StreamMessage[Any]
@@ -67,7 +114,7 @@ class MeshReplies(BaseMiddleware[NatsPublishCommand, Msg]):
             h.TTL: h.ttl(frame_lifetime_s(left_s)),
             **cmd.headers_to_publish(),
         }
-        return await self._publisher.publish(cmd.destination, body, headers)
+        return await self._connection.publisher.publish(cmd.destination, body, headers)
 
 
 async def _renew_forever(message: Msg) -> None:
@@ -108,10 +155,12 @@ class _Attachment:
         await self._broker.connect()
         connection = self._connection = Connection(self._broker.connection)
         await connection.start()
-        publisher = connection.publisher
+        card, instance = self._announcement.card, self._announcement.instance
 
         def replies(msg: Any, /, *, context: ContextRepo) -> BaseMiddleware[Any, Any]:
-            return MeshReplies(msg, context=context, publisher=publisher)
+            return MeshReplies(
+                msg, context=context, connection=connection, agent=card.id, instance=instance
+            )
 
         self._broker.add_middleware(replies)
         await self._announce()

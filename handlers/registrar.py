@@ -8,14 +8,16 @@ on. What it is asked on NATS stands in `handlers.registry`.
 import asyncio
 import datetime
 import logging
+from collections.abc import Sequence
 from typing import Final
 
 from mesh import registry, streams
 from mesh.connection import Connection
 from mesh.directory import Directory
-from mesh.errors import BrokerUnreachableError, MeshError
+from mesh.errors import BrokerUnreachableError, MeshError, PublishRefusedError
 from mesh.provision import ensure_consumer
 from mesh.settings import Settings
+from mesh.standing import Ending
 from schemas.base import WireModel
 from schemas.registry import (
     AgentRecord,
@@ -27,6 +29,7 @@ from schemas.registry import (
     Placement,
     Receipt,
     RegistryView,
+    Reign,
     Role,
     Withdrawal,
 )
@@ -66,13 +69,14 @@ class Registrar:
         if refused := self._refuse_foreign(node, instance):
             return refused
         await self._make_mailbox(announcement)
-        await self._put_node(instance)
-        await self._put(registry.agent_key(agent), self._record(announcement))
         await self._put_instance(instance)
+        await self._put_node(instance)
         placement = Placement(
             agent=agent, node=instance.node, instance=instance.instance, since=_now()
         )
         await self._put(registry.placement_key(agent, instance.instance), placement)
+        # Last: a record without `last_seen` is of an agent that has a live process.
+        await self._put(registry.agent_key(agent), self._record(announcement))
         logger.info("agent %s on %s", agent, instance.node)
         return Receipt()
 
@@ -90,20 +94,14 @@ class Registrar:
             await self.forget(instance.instance)
             await self._delete(registry.instance_key(instance.instance))
             return Receipt()
-        await self._put_node(instance)
         await self._put_instance(instance)
-        placed = {
-            one.agent for one in self._directory.placements() if one.instance == instance.instance
-        }
-        is_known = placed >= set(instance.agents) and self._directory.has_node(instance.node)
-        return Receipt(known=is_known)
+        await self._put_node(instance)
+        return Receipt(known=self._directory.is_on_record(instance))
 
     async def forget(self, instance: str) -> None:
         """Delete the placements of a process that is gone."""
-        for placement in self._directory.placements():
-            if placement.instance == instance:
-                await self._delete(registry.placement_key(placement.agent, instance))
-                logger.info("agent %s is off %s", placement.agent, placement.node)
+        found = [one for one in self._directory.placements() if one.instance == instance]
+        await self._remove(found)
 
     async def sweep(self) -> None:
         """Delete processes that are silent, and placements whose process is gone.
@@ -115,9 +113,20 @@ class Registrar:
         for instance in self._directory.silent_instances(limit_s):
             await self._delete(registry.instance_key(instance))
             logger.info("process %s is silent", instance)
-        for placement in self._directory.placements():
-            if not self._directory.has_instance(placement.instance):
-                await self._delete(registry.placement_key(placement.agent, placement.instance))
+        placed = self._directory.placements()
+        await self._remove(
+            [one for one in placed if not self._directory.has_instance(one.instance)]
+        )
+
+    async def settle(self) -> None:
+        """Write down when those were last seen that are gone; then, that all others are watched.
+
+        A record is written once when its last process ends. Whatever dies together with all
+        registrars, and the broker, has the time of the last `reign` key.
+        """
+        await asyncio.gather(*(self._end(one) for one in self._directory.endings()))
+        reign = Reign(node=self._instance.node, instance=self._instance.instance)
+        await self._put(registry.reign_key(reign.node), reign)
 
     async def reign(self) -> None:
         """Say that a registrar is alive, and sweep, until cancelled.
@@ -140,10 +149,11 @@ class Registrar:
                 await asyncio.sleep(left_s)
             try:
                 self._require_link()
-                await self._put_node(self._instance)
                 await self._put(key, self._instance, ttl_s=ttl_s)
+                await self._put_node(self._instance)
                 written_at = loop.time()
                 await self.sweep()
+                await self.settle()
             except MeshError as error:
                 logger.warning("the registry cannot be written: %s", error)
             await asyncio.sleep(self._settings.heartbeat_s)
@@ -203,16 +213,42 @@ class Registrar:
         )
 
     async def _put_node(self, instance: Instance) -> None:
-        if not self._directory.has_node(instance.node):
-            record = NodeRecord(node=instance.node, registered_at=_now())
+        known = self._directory.node_record(instance.node)
+        if known is None or known.last_seen:
+            registered_at = known.registered_at if known else _now()
+            record = NodeRecord(node=instance.node, registered_at=registered_at)
             await self._put(registry.node_key(instance.node), record)
 
     async def _put_instance(self, instance: Instance) -> None:
         key = registry.instance_key(instance.instance)
         await self._put(key, instance, ttl_s=self._settings.offline_after_s)
 
-    async def _put(self, key: str, value: WireModel, *, ttl_s: float | None = None) -> None:
-        entry = await registry.put(self._connection, key, value, ttl_s=ttl_s)
+    async def _remove(self, placements: Sequence[Placement]) -> None:
+        # Side by side: one by one, ten thousand would outlast the registrar's own key.
+        keys = [registry.placement_key(one.agent, one.instance) for one in placements]
+        await asyncio.gather(*(self._delete(one) for one in keys))
+        for one in placements:
+            logger.info("agent %s is off %s", one.agent, one.node)
+
+    async def _end(self, ending: Ending) -> None:
+        try:
+            await self._put(ending.key, ending.record, expected_revision=ending.revision)
+        except PublishRefusedError as refused:
+            # Another registrar was faster, or it is announced again at this moment.
+            if refused.err_code != registry.CHANGED:
+                raise
+
+    async def _put(
+        self,
+        key: str,
+        value: WireModel,
+        *,
+        ttl_s: float | None = None,
+        expected_revision: int | None = None,
+    ) -> None:
+        entry = await registry.put(
+            self._connection, key, value, ttl_s=ttl_s, expected_revision=expected_revision
+        )
         # Our own write is known at once; its event comes a moment later.
         self._directory.apply(entry)
 

@@ -125,10 +125,12 @@ class MeshClient:
         wait: bool = True,
         lineage: Lineage = NO_LINEAGE,
         source: Caller | None = None,
+        is_ping: bool = False,
     ) -> Call:
         """Send a request and return the call, without waiting for anything but the socket.
 
-        `source` is who the agent is told asks, when that is not this caller.
+        `source` is who the agent is told asks, when that is not this caller. A ping takes the
+        way of every call, up to a slot of the agent, and is answered without its handler.
 
         Raises:
             InvalidInputError: the agent, the node, the deadline or the size cannot be.
@@ -149,6 +151,8 @@ class MeshClient:
             source=source or self._caller,
             lineage=lineage,
         )
+        if is_ping:
+            request.headers[h.PING] = "1"
         self._connection.publisher.require_size(body, request.headers)
         self._inbox.expect(call)
         await self._outbox.send(call, request)

@@ -5,23 +5,33 @@ Source of the shapes: the OpenAI API reference, "The chat completion object" and
 """
 
 import time
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import orjson
 
 from mesh import codec
 from mesh.errors import InvalidInputError, ProtocolError
 from mesh.frames import Frame
-from schemas.chat import ChatDelta, ChatReply, Usage
+from mesh.tool_calls import whole_call
+from schemas.chat import ChatDelta, ChatReply, FinishReason, Usage
 
 NO_USAGE: Final = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+_REASONS: Final[dict[Any, FinishReason]] = {one: one for one in get_args(FinishReason)}
+_FIELDS: Final = frozenset({"id", "object", "created", "model", "usage"})
+_MESSAGE_FIELDS: Final = frozenset({"role", "content"})
+"""What clients look for in every completion and message."""
 
 
 def completion(call_id: str, agent: str, node: str, reply: ChatReply) -> bytes:
-    """Encode a whole answer as a `chat.completion` of model `agent`."""
+    """Encode a whole answer as a `chat.completion` of model `agent`.
+
+    Raises:
+        TypeError: a tool call holds what no JSON can.
+    """
     message: dict[str, Any] = {"role": "assistant", "content": reply.content, "refusal": None}
     if reply.tool_calls:
-        message["tool_calls"] = reply.tool_calls
+        message["content"] = reply.content or None
+        message["tool_calls"] = [whole_call(one) for one in reply.tool_calls]
     choice = {
         "index": 0,
         "message": message,
@@ -41,6 +51,59 @@ def completion(call_id: str, agent: str, node: str, reply: ChatReply) -> bytes:
 
 
 _DEFAULT_USAGE: Final = ChatReply.model_fields["usage"].default
+
+
+def completion_body(call_id: str, agent: str, frame: Frame) -> bytes:
+    """Return a final frame as a `chat.completion`: byte by byte, if it is a whole one.
+
+    What clients insist on and a foreign agent left out is filled in; other answers are wrapped.
+
+    Raises:
+        ProtocolError: it is a completion without an answer in it.
+    """
+    made = None if frame.is_text else _read_completion(frame.body)
+    if made is None:
+        return completion(call_id, agent, frame.node, read_reply(frame))
+    if _is_whole(made):
+        return frame.body
+    template = orjson.loads(completion(call_id, agent, frame.node, read_reply(frame)))
+    return orjson.dumps(_filled(made, template))
+
+
+def _read_completion(body: bytes) -> dict[str, Any] | None:
+    """Return a body that is a completion with an answer in it."""
+    try:
+        made: dict[str, Any] = orjson.loads(body)
+        return made if isinstance(made["choices"][0]["message"], dict) else None
+    except (orjson.JSONDecodeError, KeyError, IndexError, TypeError):
+        return None
+
+
+def _is_whole(made: dict[str, Any]) -> bool:
+    choice = made["choices"][0]
+    return (
+        made.keys() >= _FIELDS
+        and bool(made["usage"])
+        and "index" in choice
+        and bool(_reason(choice))
+        and choice["message"].keys() >= _MESSAGE_FIELDS
+    )
+
+
+def _filled(made: dict[str, Any], template: dict[str, Any]) -> dict[str, Any]:
+    """Return a foreign agent's completion, with a whole one behind it."""
+    given, first = made["choices"][0], template["choices"][0]
+    message = {**first["message"], **given["message"]}
+    reason = _reason(given) or first["finish_reason"]
+    choice = {**first, **given, "message": message, "finish_reason": reason}
+    usage = made.get("usage") or template["usage"]
+    return {**template, **made, "choices": [choice], "usage": usage}
+
+
+def _reason(choice: dict[str, Any]) -> FinishReason | None:
+    """Return why an answer ended, if it says so in a word that clients know."""
+    reason = choice.get("finish_reason")
+    return _REASONS.get(reason) if isinstance(reason, str) else None
 
 
 class ChunkWriter:
@@ -101,13 +164,16 @@ def read_reply(frame: Frame) -> ChatReply:
     try:
         choice = value["choices"][0]
         message = choice["message"]
+        reason = _reason(choice)
+        named: dict[str, Any] = {"finish_reason": reason} if reason else {}
+        tool_calls = [whole_call(one) for one in message.get("tool_calls") or ()]
         return ChatReply(
             content=message.get("content"),
-            tool_calls=message.get("tool_calls"),
-            finish_reason=choice.get("finish_reason") or "stop",
+            tool_calls=tool_calls or None,
             usage=Usage.model_validate(value.get("usage") or {}),
+            **named,
         )
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise ProtocolError(f"the answer is not a chat.completion: {error}") from None
 
 

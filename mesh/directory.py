@@ -5,142 +5,97 @@ that the data path needs nobody but the broker and the agent.
 """
 
 import difflib
-import logging
-import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final
 
 from nats.aio.msg import Msg
 
-from mesh import codec, registry, subjects
+from mesh import registry, subjects
 from mesh.connection import Connection
-from mesh.errors import AgentNotFoundError, AgentNotOnNodeError, NodeNotFoundError, ProtocolError
+from mesh.errors import AgentNotFoundError, AgentNotOnNodeError, NodeNotFoundError
 from mesh.history import is_stored_under
+from mesh.records import Records
+from mesh.standing import AgentStanding, Ending, NodeStanding
 from mesh.streams import REGISTRY
-from schemas.base import WireModel
-from schemas.registry import (
-    AgentRecord,
-    AgentView,
-    Instance,
-    NodeRecord,
-    NodeView,
-    Placement,
-    RegistryView,
-    Role,
-    State,
-)
-
-logger = logging.getLogger(__name__)
-
-MODELS: Final[dict[str, type[WireModel]]] = {
-    "agent": AgentRecord,
-    "node": NodeRecord,
-    "instance": Instance,
-    "placement": Placement,
-}
+from schemas.registry import AgentView, Instance, NodeView, RegistryView, State
 
 
-class Directory:
+class Directory(Records):
     """The registry's records, and what they say together."""
 
     def __init__(self) -> None:
-        self._revisions: dict[str, int] = {}
-        self._recent: dict[str, registry.Entry] | None = None
-        self._agents: dict[str, AgentRecord] = {}
-        self._nodes: dict[str, NodeRecord] = {}
-        self._instances: dict[str, Instance] = {}
-        self._seen_at: dict[str, float] = {}
-        """When each instance was last written, by the local clock."""
-        self._placements: dict[str, dict[str, Placement]] = {}
-        """By agent, then by instance: a call looks up one agent, however many there are."""
+        super().__init__()
+        self._standings: tuple[int, tuple[AgentStanding, ...]] = (-1, ())
+        """With the version it was made of."""
 
-    def apply(self, entry: registry.Entry) -> None:
-        """Take in one change, unless a newer one of the same key is known."""
-        if entry.revision < self._revisions.get(entry.key, 0):
-            return
-        self._revisions[entry.key] = entry.revision
-        if self._recent is not None:
-            self._recent[entry.key] = entry
-        kind, _, rest = entry.key.partition(".")
-        model = MODELS.get(kind)
-        if model is None:
-            return
-        try:
-            record = entry.value and codec.decode(model, entry.value, subject=entry.key)
-        except ProtocolError as error:
-            logger.warning("the registry holds a bad record under %s: %s", entry.key, error)
-            record = None
-        self._put(rest, record) if record else self._drop(kind, rest)
+    def standings(self) -> Sequence[AgentStanding]:
+        """Return all agents, by id. Costs nothing as long as the version stays."""
+        version, standings = self._standings
+        if version != self.version:
+            standings = tuple(self._agent_standing(one) for one in sorted(self._agents))
+            self._standings = (self.version, standings)
+        return standings
 
-    def _put(self, rest: str, record: WireModel | bytes) -> None:
-        match record:
-            case AgentRecord():
-                self._agents[rest] = record
-            case NodeRecord():
-                self._nodes[rest] = record
-            case Instance():
-                self._instances[rest] = record
-                self._seen_at[rest] = time.monotonic()
-            case Placement():
-                self._placements.setdefault(record.agent, {})[record.instance] = record
+    def standing(self, agent: str) -> AgentStanding:
+        """Return an agent as it stands now. Raises what `agent` raises."""
+        if subjects.require_id(agent) not in self._agents:
+            raise self._unknown_agent(agent)
+        return self._agent_standing(agent)
 
-    def _drop(self, kind: str, rest: str) -> None:
-        if kind == "placement":
-            agent, _, instance = rest.partition(".")
-            self._placements.get(agent, {}).pop(instance, None)
-            return
-        records: dict[str, dict[str, Any]] = {
-            "agent": self._agents,
-            "node": self._nodes,
-            "instance": self._instances,
-        }
-        records[kind].pop(rest, None)
-        self._seen_at.pop(rest, None)
+    def node_standings(self) -> list[NodeStanding]:
+        """Return all nodes, by id."""
+        live: dict[str, list[Instance]] = {}
+        for instance in self._instances.values():
+            live.setdefault(instance.node, []).append(instance)
+        return [self._node_standing(one, live.get(one, ())) for one in sorted(self._nodes)]
 
-    def begin_reading(self) -> None:
-        """Remember the changes from here on: a full reading may be older than some of them."""
-        self._recent = {}
+    def node_standing(self, node: str) -> NodeStanding:
+        """Return a node as it stands now.
 
-    def replace(self, entries: Iterable[registry.Entry]) -> None:
-        """Take in a full reading: what it does not name is gone, unless it came since it began."""
-        recent, self._recent = self._recent, None
-        for records in (self._agents, self._nodes, self._instances, self._placements):
-            records.clear()
-        self._seen_at.clear()
-        self._revisions.clear()
-        for entry in (*entries, *(recent or {}).values()):
-            self.apply(entry)
+        Raises:
+            InvalidIdError: not an id.
+            NodeNotFoundError: never announced.
+        """
+        if not self.has_node(subjects.require_id(node, "node")):
+            raise self._unknown_node(node)
+        live = [one for one in self._instances.values() if one.node == node]
+        return self._node_standing(node, live)
 
-    @property
-    def is_authoritative(self) -> bool:
-        """Whether a registrar is alive, so that silence means offline."""
-        return any(one.role is Role.REGISTRAR for one in self._instances.values())
+    def online_count(self) -> int:
+        """Return how many agents are online."""
+        return sum(bool(one.instances) for one in self.standings())
 
-    def instances(self) -> list[Instance]:
-        """Return the live processes."""
-        return list(self._instances.values())
+    def last_seen(self, one: AgentStanding | NodeStanding) -> str:
+        """Return when an agent or node was last alive, by the broker's clock.
 
-    def silent_instances(self, longer_than_s: float) -> list[str]:
-        """Return the processes whose key was not written for so long: it should have expired."""
-        limit = time.monotonic() - longer_than_s
-        return [instance for instance, seen_at in self._seen_at.items() if seen_at < limit]
+        Exact to a heartbeat, and after a restart of everything to three. ISO 8601; empty where
+        nobody knows.
+        """
+        newest = None
+        for it in one.instances:
+            sign = self._signs.get(it.instance)
+            if sign and (newest is None or sign.stored_ns > newest.stored_ns):
+                newest = sign
+        if newest:
+            return newest.time
+        if one.record.last_seen:
+            return one.record.last_seen
+        if (last := self._last_signs.get(one.key)) and last.time:
+            return last.time
+        # No end was written down: it lived when the registry was last watched.
+        return max(self._watched.time, one.record.registered_at)
 
-    def placements(self) -> list[Placement]:
-        """Return all placements, those of dead processes included."""
-        return [one for group in self._placements.values() for one in group.values()]
-
-    def agent_record(self, agent: str) -> AgentRecord | None:
-        """Return the record of an agent, or None for an unknown one."""
-        return self._agents.get(agent)
-
-    def has_node(self, node: str) -> bool:
-        """Whether a node of this id was ever announced."""
-        return node in self._nodes
-
-    def has_instance(self, instance: str) -> bool:
-        """Whether this process is alive."""
-        return instance in self._instances
+    def endings(self) -> list[Ending]:
+        """Return what is gone, and has no `last_seen` on record."""
+        everybody: list[AgentStanding | NodeStanding] = [*self.standings(), *self.node_standings()]
+        found = []
+        for one in everybody:
+            if one.instances or one.record.last_seen:
+                continue
+            if last_seen := self.last_seen(one):
+                record = one.record.model_copy(update={"last_seen": last_seen})
+                found.append(Ending(one.key, record, self._revisions[one.key]))
+        return found
 
     def agent(self, agent: str) -> AgentView:
         """Return an agent as it stands now.
@@ -149,21 +104,16 @@ class Directory:
             InvalidIdError: not an id.
             AgentNotFoundError: never announced; `suggestions` are the nearest ids.
         """
-        record = self.agent_record(subjects.require_id(agent))
-        if record is None:
-            raise self._unknown_agent(agent)
-        return self._agent_view(record)
+        standing = self.standing(agent)
+        return standing.view(self.last_seen(standing))
 
     def agents(self) -> list[AgentView]:
         """Return all agents, by id."""
-        return [self._agent_view(self._agents[agent]) for agent in sorted(self._agents)]
+        return [one.view(self.last_seen(one)) for one in self.standings()]
 
     def nodes(self) -> list[NodeView]:
         """Return all nodes, by id."""
-        live: dict[str, list[Instance]] = {}
-        for instance in self._instances.values():
-            live.setdefault(instance.node, []).append(instance)
-        return [self._node_view(self._nodes[one], live.get(one, [])) for one in sorted(self._nodes)]
+        return [one.view(self.last_seen(one)) for one in self.node_standings()]
 
     def view(self) -> RegistryView:
         """Return the whole registry."""
@@ -186,8 +136,7 @@ class Directory:
         if node is None or node in record.nodes or any(one.node == node for one in placed):
             return
         if not self.has_node(subjects.require_id(node, "node")):
-            known = ", ".join(sorted(self._nodes)) or "none"
-            raise NodeNotFoundError(f"no node {node!r}; known nodes: {known}", node=node)
+            raise self._unknown_node(node)
         raise AgentNotOnNodeError(
             f"agent {agent!r} has never run on {node!r}; it runs on {', '.join(record.nodes)}",
             agent=agent,
@@ -203,25 +152,21 @@ class Directory:
             )
         )
 
-    def _agent_view(self, record: AgentRecord) -> AgentView:
-        placements = self._placements.get(record.card.id, {}).values()
-        live = [one for one in placements if self.has_instance(one.instance)]
-        return AgentView(
-            card=record.card,
-            state=self._state(is_live=bool(live)),
-            nodes=tuple(sorted({one.node for one in live})) or record.nodes[-1:],
-            instances=tuple(sorted(one.instance for one in live)),
-            registered_at=record.registered_at,
-        )
+    def _agent_standing(self, agent: str) -> AgentStanding:
+        record = self._agents[agent]
+        live = [
+            self._instances[one]
+            for one in sorted(self._placements.get(agent, ()))
+            if one in self._instances
+        ]
+        placed = {self._placements[agent][one.instance].node for one in live}
+        nodes = tuple(sorted(placed)) or record.nodes[-1:]
+        return AgentStanding(agent, record, self._state(is_live=bool(live)), nodes, tuple(live))
 
-    def _node_view(self, record: NodeRecord, live: list[Instance]) -> NodeView:
-        return NodeView(
-            node=record.node,
-            state=self._state(is_live=bool(live)),
-            agents=tuple(sorted({agent for one in live for agent in one.agents})),
-            instances=tuple(sorted(one.instance for one in live)),
-            registered_at=record.registered_at,
-        )
+    def _node_standing(self, node: str, live: Iterable[Instance]) -> NodeStanding:
+        instances = tuple(sorted(live, key=lambda one: one.instance))
+        state = self._state(is_live=bool(instances))
+        return NodeStanding(node, self._nodes[node], state, instances)
 
     def _state(self, *, is_live: bool) -> State:
         if is_live:
@@ -236,6 +181,10 @@ class Directory:
         else:
             hint = f"known agents: {', '.join(known[:10])}" if known else "no agent is registered"
         return AgentNotFoundError(f"no agent {agent!r}; {hint}", agent=agent, suggestions=near)
+
+    def _unknown_node(self, node: str) -> NodeNotFoundError:
+        known = ", ".join(sorted(self._nodes)) or "none"
+        return NodeNotFoundError(f"no node {node!r}; known nodes: {known}", node=node)
 
 
 async def load_directory(connection: Connection) -> Directory:

@@ -34,6 +34,7 @@ Our exception hierarchy:
        ├─ CallNotFoundError
        ├─ AgentOfflineError
        ├─ MailboxFullError
+       ├─ AgentBusyError
        ├─ CallTimeoutError         .timeout_s   (also a TimeoutError)
        ├─ CallCancelledError
        ├─ KeyReusedError
@@ -255,6 +256,12 @@ class MailboxFullError(CallError):
     """The agent's mailbox is at its limit; nothing was stored."""
 
     code = "mailbox_full"
+
+
+class AgentBusyError(CallError):
+    """A ping found no free slot; a call would have waited for one."""
+
+    code = "agent_busy"
 
 
 class CallTimeoutError(CallError, TimeoutError):

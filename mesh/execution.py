@@ -23,6 +23,7 @@ from mesh.connection import Connection
 from mesh.context import CallContext
 from mesh.delivery import Delivery
 from mesh.errors import (
+    AgentBusyError,
     AgentFailedError,
     BrokerUnreachableError,
     CallCancelledError,
@@ -34,6 +35,7 @@ from mesh.errors import (
     PublishRefusedError,
 )
 from mesh.invocation import StreamedAnswer, call, parts, to_reply
+from mesh.pings import write_pong
 from mesh.replies import ReplyWriter, is_answered
 from mesh.requests import Question, read_address, read_question
 from schemas.chat import ChatReply, ChatRequest
@@ -91,10 +93,11 @@ class Execution:
             run.limit.reschedule(0)
         return True
 
-    async def run(self, delivery: Delivery) -> None:
+    async def run(self, delivery: Delivery, *, has_slot: bool = True) -> None:
         """Work on a delivery until it is settled.
 
-        It is left unsettled, and comes again, when the answer cannot be stored.
+        It is left unsettled, and comes again, when the answer cannot be stored. Only a ping can
+        be settled without a slot: it is told that there is none.
         """
         self._place.clock.observe(delivery.stored_ns)
         headers = h.RequestHeaders.read(delivery.headers)
@@ -117,7 +120,10 @@ class Execution:
             if is_repeat and await is_answered(self._place.connection, ledger, address.call_id):
                 await delivery.ack()
                 return
-            await self._answer(delivery, headers, writer, left_s)
+            if headers.is_ping:
+                await self._answer_ping(delivery, headers, writer, has_slot=has_slot)
+            else:
+                await self._answer(delivery, headers, writer, left_s)
             await delivery.ack()
         except NotPermittedError as error:
             logger.warning("%s: %s", self._agent.id, error)
@@ -125,6 +131,17 @@ class Execution:
         except (PublishRefusedError, BrokerUnreachableError) as error:
             # Not acknowledged: the request comes again, and so does the answer.
             logger.error("%s: the answer of %s is not stored: %s", ledger, address.call_id, error)
+
+    async def _answer_ping(
+        self, delivery: Delivery, headers: h.RequestHeaders, writer: ReplyWriter, *, has_slot: bool
+    ) -> None:
+        """Answer for the agent, without its handler: the handler may be slow, or cost money."""
+        await self._settle_bare(delivery, headers)
+        if has_slot:
+            await write_pong(writer, self._agent.id)
+            return
+        message = f"agent {self._agent.id!r} has no free slot on {self._place.node!r}"
+        await writer.error(AgentBusyError(f"{message}; a call would wait for one"))
 
     def _left_s(self, delivery: Delivery, headers: h.RequestHeaders) -> float | None:
         if headers.timeout_ms is None:
@@ -275,8 +292,8 @@ class Execution:
         if shows:
             await writer.chunk(chunks.role())
         async with aclosing(parts(handler, request, context, self._place.threads)) as said:
-            async for delta in said:
-                answer.add(delta)
+            async for part in said:
+                delta = answer.add(part)
                 if shows and (delta.content or delta.tool_calls):
                     await writer.chunk(chunks.delta(delta))
         reply = answer.reply()

@@ -23,6 +23,7 @@ TTL: Final = "Nats-TTL"
 SEQUENCE: Final = "Nats-Sequence"
 STREAM: Final = "Nats-Stream"
 STORED_SUBJECT: Final = "Nats-Subject"
+STORED_AT: Final = "Nats-Time-Stamp"
 
 SOURCE_AGENT: Final = "mesh-source-agent"
 SOURCE_NODE: Final = "mesh-source-node"
@@ -32,6 +33,7 @@ HOPS: Final = "mesh-hops"
 RETRY: Final = "mesh-retry"
 IDEMPOTENCY: Final = "mesh-idempotency"
 KEEP_S: Final = "mesh-keep-s"
+PING: Final = "mesh-ping"
 
 KIND: Final = "mesh-kind"
 SEQ: Final = "mesh-seq"
@@ -94,6 +96,7 @@ class RequestHeaders:
     """Whether this may be a repeat of a call that has been answered."""
     keep_s: int = 0
     """How long the frames are worth keeping after the deadline."""
+    is_ping: bool = False
     traceparent: str = ""
 
     @classmethod
@@ -112,6 +115,7 @@ class RequestHeaders:
             hops=tuple(hops.split(",")) if hops else (),
             is_repeatable=RETRY in raw or IDEMPOTENCY in raw,
             keep_s=number(raw.get(KEEP_S)) or 0,
+            is_ping=PING in raw,
             traceparent=raw.get(TRACEPARENT, ""),
         )
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from mesh.agent import Handler, HandlerKind
 from mesh.errors import AgentFailedError
+from mesh.tool_calls import ToolCallParts
 from schemas.chat import ChatDelta, ChatReply, FinishReason, Usage
 
 _END: Final = object()
@@ -23,43 +24,34 @@ class StreamedAnswer:
     """What a streaming handler has said so far."""
 
     parts: list[str] = field(default_factory=list)
-    tool_calls: list[dict[str, Any]] = field(default_factory=list)
-    finish_reason: FinishReason = "stop"
+    tool_calls: ToolCallParts = field(default_factory=ToolCallParts)
+    finish_reason: FinishReason | None = None
     usage: Usage | None = None
 
-    def add(self, delta: ChatDelta) -> None:
-        """Take in one part."""
+    def add(self, delta: ChatDelta) -> ChatDelta:
+        """Take in one part, and return it as clients read it.
+
+        Raises:
+            TypeError: a tool call in it is none.
+        """
         if delta.content:
             self.parts.append(delta.content)
-        for tool_call in delta.tool_calls or ():
-            self._add_tool_call(tool_call)
         self.finish_reason = delta.finish_reason or self.finish_reason
         self.usage = delta.usage or self.usage
+        if not delta.tool_calls:
+            return delta
+        pieces = [self.tool_calls.add(one) for one in delta.tool_calls]
+        return delta.model_copy(update={"tool_calls": pieces})
 
     def reply(self) -> ChatReply:
         """Return the whole answer."""
-        text = "".join(self.parts)
+        text, tool_calls = "".join(self.parts), self.tool_calls.whole()
+        named: dict[str, Any] = {"finish_reason": self.finish_reason} if self.finish_reason else {}
         return ChatReply(
-            content=text if text or not self.tool_calls else None,
-            finish_reason=self.finish_reason,
-            tool_calls=self.tool_calls or None,
+            content=text if text or not tool_calls else None,
+            tool_calls=tool_calls or None,
             usage=self.usage or Usage(),
-        )
-
-    def _add_tool_call(self, delta: dict[str, Any]) -> None:
-        """The first delta of an index names the call; later ones add to its arguments."""
-        index = delta.get("index", len(self.tool_calls))
-        function = delta.get("function") or {}
-        arguments = function.get("arguments") or ""
-        if index < len(self.tool_calls):
-            self.tool_calls[index]["function"]["arguments"] += arguments
-            return
-        self.tool_calls.append(
-            {
-                "id": delta.get("id", ""),
-                "type": delta.get("type", "function"),
-                "function": {"name": function.get("name", ""), "arguments": arguments},
-            }
+            **named,
         )
 
 

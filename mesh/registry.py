@@ -7,6 +7,7 @@ who is online, is worked out by `mesh.directory`.
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 from uuid import uuid4
 
@@ -32,6 +33,9 @@ KEY_PREFIX: Final = f"$KV.{subjects.REGISTRY_BUCKET}."
 EVENT_PREFIX: Final = "registry.event."
 _OPERATION: Final = "KV-Operation"
 _MARKER: Final = "Nats-Marker-Reason"
+_EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
+CHANGED: Final = 10071
+"""JetStream error code: the key has another revision than the writer expected."""
 
 
 TOMBSTONE_S: Final = 3600.0
@@ -58,6 +62,11 @@ def placement_key(agent: str, instance: str) -> str:
     return f"placement.{subjects.require_id(agent)}.{instance}"
 
 
+def reign_key(node: str) -> str:
+    """Key of a registrar's last look at the whole."""
+    return f"reign.{subjects.require_id(node, 'node')}"
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A key with its value, or with None where it was deleted or has expired."""
@@ -65,12 +74,22 @@ class Entry:
     key: str
     value: bytes | None
     revision: int
+    stored_ns: int = 0
+    """When the broker stored it, by the broker's clock; 0 where that was not told."""
 
     @classmethod
     def read(cls, key: str, headers: Mapping[str, str], body: bytes, revision: int) -> "Entry":
         """Read a stored or republished message of the bucket."""
         is_gone = _OPERATION in headers or _MARKER in headers
-        return cls(key=key, value=None if is_gone else body, revision=revision)
+        return cls(key, None if is_gone else body, revision, _stored_ns(headers))
+
+
+def _stored_ns(headers: Mapping[str, str]) -> int:
+    try:
+        stored_at = datetime.fromisoformat(headers.get(h.STORED_AT, ""))
+        return max(0, int(stored_at.timestamp() * 1e9))
+    except (ValueError, OverflowError):
+        return 0
 
 
 async def read_registry(connection: Connection, filter_key: str = ">") -> list[Entry]:
@@ -88,10 +107,23 @@ async def read_registry(connection: Connection, filter_key: str = ">") -> list[E
 
 
 async def put(
-    connection: Connection, key: str, value: WireModel, *, ttl_s: float | None = None
+    connection: Connection,
+    key: str,
+    value: WireModel,
+    *,
+    ttl_s: float | None = None,
+    expected_revision: int | None = None,
 ) -> Entry:
-    """Write a key. With `ttl_s` (whole seconds, rounded up) it expires unless written again."""
+    """Write a key. With `ttl_s` (whole seconds, rounded up) it expires unless written again.
+
+    Raises:
+        PublishRefusedError: `err_code` is `CHANGED`: the key is no longer at
+            `expected_revision`, when that is given.
+        BrokerUnreachableError: the broker does not acknowledge it.
+    """
     headers = {h.TTL: h.ttl(ttl_s)} if ttl_s is not None else {}
+    if expected_revision is not None:
+        headers[_EXPECTED] = str(expected_revision)
     body = codec.encode(value)
     ack = await connection.publisher.publish(KEY_PREFIX + key, body, headers)
     return Entry(key, body, ack.sequence)

@@ -59,6 +59,11 @@ class ReplyWriter:
         self._started = time.monotonic()
 
     @property
+    def address(self) -> ReplyAddress:
+        """Where the answer goes."""
+        return self._address
+
+    @property
     def chunks(self) -> int:
         """How many chunks have been written."""
         return self._chunks

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 TICK_S: Final = 1.0
 RENEW_AFTER_S: Final = 3.0
 """Well inside the ack_wait of 10 s, which is the first step of the back-off."""
+BUSY_AFTER_S: Final = 0.5
+"""How long a ping is held: slots that turn over in that time are none to complain about."""
 
 
 class Share(Enum):
@@ -142,8 +144,11 @@ class AgentWorker:
         self._taken[share] += 1
         if self._running < self._slots:
             self._begin(one)
-        else:
-            self._held.append(one)
+            return
+        self._held.append(one)
+        if h.PING in (delivery.headers or {}):
+            # Held, it is not seen in the mailbox: who sent it would take us for dead.
+            asyncio.get_running_loop().call_later(BUSY_AFTER_S, self._refuse, one)
 
     def _begin(self, one: _Open) -> None:
         self._running += 1
@@ -153,12 +158,26 @@ class AgentWorker:
         try:
             await self._execution.run(one.delivery)
         finally:
-            self._open.pop(one.delivery.sequence, None)
             self._running -= 1
-            self._taken[one.share] -= 1
             if self._held:
                 self._begin(self._held.popleft())
-            self._ask()
+            self._forget(one)
+
+    def _refuse(self, ping: _Open) -> None:
+        if ping in self._held:
+            self._held.remove(ping)
+            self._tasks.start(self._tell_busy(ping))
+
+    async def _tell_busy(self, ping: _Open) -> None:
+        try:
+            await self._execution.run(ping.delivery, has_slot=False)
+        finally:
+            self._forget(ping)
+
+    def _forget(self, one: _Open) -> None:
+        self._open.pop(one.delivery.sequence, None)
+        self._taken[one.share] -= 1
+        self._ask()
 
     def _ask(self) -> None:
         if self._is_stopping:

@@ -5,11 +5,23 @@ and vendor extensions reach the agent untouched. Source of the shapes: the OpenA
 `POST /v1/chat/completions`.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "function_call"]
+
+# OpenAI lets a client write null for an option that it does not set.
+_Flag = Annotated[
+    bool,
+    BeforeValidator(
+        lambda given: False if given is None else given, json_schema_input_type=bool | None
+    ),
+]
+_Count = Annotated[
+    int,
+    BeforeValidator(lambda given: 1 if given is None else given, json_schema_input_type=int | None),
+]
 
 
 class _Open(BaseModel):
@@ -31,13 +43,13 @@ class ChatMessage(_Open):
         if isinstance(self.content, str):
             return self.content
         parts = self.content or []
-        return "".join(str(part.get("text", "")) for part in parts if part.get("type") == "text")
+        return "".join(str(part.get("text") or "") for part in parts if part.get("type") == "text")
 
 
 class StreamOptions(_Open):
     """Options of a streamed answer."""
 
-    include_usage: bool = False
+    include_usage: _Flag = False
     """Whether the last part tells how many tokens there were."""
 
 
@@ -48,10 +60,10 @@ class ChatRequest(_Open):
     """The conversation so far, the newest message last."""
     model: str = ""
     """The agent, or the agent and the node: `solarius@node2`."""
-    stream: bool = False
+    stream: _Flag = False
     """Whether to answer part by part."""
     stream_options: StreamOptions | None = None
-    n: int = Field(default=1, ge=1)
+    n: _Count = Field(default=1, ge=1)
 
     @property
     def last_text(self) -> str:
@@ -77,12 +89,20 @@ class Usage(_Open):
     total_tokens: int = 0
 
 
+def _reason(fields: dict[str, Any]) -> FinishReason:
+    return "tool_calls" if fields.get("tool_calls") else "stop"
+
+
 class ChatReply(_Open):
-    """A whole answer, as an agent's handler gives it and as a caller gets it."""
+    """A whole answer, as an agent's handler gives it and as a caller gets it.
+
+    A tool call needs no more than `{"function": {"name": ..., "arguments": ...}}`: the mesh gives
+    it an id and a type, and the answer its finish reason.
+    """
 
     content: str | None = ""
-    finish_reason: FinishReason = "stop"
     tool_calls: list[dict[str, Any]] | None = None
+    finish_reason: FinishReason = Field(default_factory=_reason)
     usage: Usage = Usage()
 
     @property
@@ -92,7 +112,13 @@ class ChatReply(_Open):
 
 
 class ChatDelta(_Open):
-    """A part of a streamed answer, where a plain string is not enough."""
+    """A part of a streamed answer, where a plain string is not enough.
+
+    `tool_calls` are pieces as OpenAI streams them: the first of an index has the function's name,
+    later ones add to its `arguments`. A whole call in one piece needs no index. What clients insist
+    on and a piece lacks is added on the way: the index, counted from 0, and on a call's first
+    piece, only there, its id and type.
+    """
 
     content: str | None = None
     tool_calls: list[dict[str, Any]] | None = None

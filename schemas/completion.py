@@ -6,39 +6,26 @@ models: they are the documentation of `POST /v1/chat/completions`. Source of the
 API reference, "Chat".
 """
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.base import Id
 from schemas.chat import ChatRequest, FinishReason, Usage
+from schemas.terms import TermFields
 
-_Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
-
-class ChatCompletionRequest(ChatRequest):
+class ChatCompletionRequest(TermFields, ChatRequest):
     """A question to an agent, who gets all of it as it is.
 
-    The fields up to `background` say something to the mesh. Those below are for the agent, as are
-    any others that are not listed.
+    The fields up to `agent_id` say something to the mesh. Those below are for the agent, as are any
+    others that are not listed.
     """
 
     n: Literal[1] = 1
     """How many answers: one."""
     agent_id: Id | None = None
     """The agent. With it, `model` names nobody and may be anything."""
-    target_node: Id | None = None
-    """Only the instance on this node may answer."""
-    source_agent: Id | None = None
-    """Who asks."""
-    source_node: Id | None = None
-    """Where who asks runs."""
-    timeout: _Seconds | None = None
-    """The deadline, in seconds from now: 120 when nothing is said, 3600 in the background."""
-    wait: bool | None = None
-    """Whether an agent that is offline gets the call when it is back, instead of an error 503."""
-    background: bool | None = None
-    """Whether to answer 202 as soon as the call is stored, which is then at `/v1/calls/{id}`."""
     temperature: float | None = None
     top_p: float | None = None
     max_completion_tokens: int | None = None

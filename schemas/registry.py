@@ -1,8 +1,8 @@
 """The registry's records, and the messages that change it.
 
-Four kinds of key stand in the bucket `registry`: `agent.<id>`, `node.<node>`,
-`placement.<id>.<instance>` and `instance.<instance>`. Only the last one expires. An agent is
-online if one of its placements has a live instance: a reader works that out by itself.
+Five kinds of key stand in the bucket `registry`: `agent.<id>`, `node.<node>`,
+`placement.<id>.<instance>`, `instance.<instance>` and `reign.<node>`. Only instances expire. An
+agent is online if one of its placements has a live instance: a reader works that out by itself.
 """
 
 from enum import StrEnum
@@ -40,6 +40,8 @@ class NodeRecord(WireModel):
 
     node: Id
     registered_at: str = ""
+    last_seen: str = ""
+    """When the last of its processes was last heard. Empty as long as one lives."""
 
 
 class AgentRecord(WireModel):
@@ -48,6 +50,8 @@ class AgentRecord(WireModel):
     card: AgentCard
     nodes: tuple[Id, ...] = ()
     registered_at: str = ""
+    last_seen: str = ""
+    """When the last process that ran it was last heard. Empty as long as one lives."""
 
 
 class Placement(WireModel):
@@ -57,6 +61,17 @@ class Placement(WireModel):
     node: Id
     instance: InstanceId
     since: str = ""
+
+
+class Reign(WireModel):
+    """A registrar of this node has looked at the whole registry, when this was stored.
+
+    Whatever had no `last_seen` then was alive then: so the time outlives all processes and the
+    broker, though nobody writes it down heartbeat by heartbeat.
+    """
+
+    node: Id
+    instance: InstanceId
 
 
 class Announcement(WireModel):
@@ -108,6 +123,8 @@ class AgentView(WireModel):
     """Where it runs now, or where it last ran when it is offline."""
     instances: tuple[str, ...] = ()
     registered_at: str = ""
+    last_seen: str = ""
+    """The newest heartbeat of its processes, or the last there was, by the broker's clock."""
 
 
 class NodeView(WireModel):
@@ -118,6 +135,8 @@ class NodeView(WireModel):
     agents: tuple[Id, ...] = ()
     instances: tuple[str, ...] = ()
     registered_at: str = ""
+    last_seen: str = ""
+    """The newest heartbeat of its processes, or the last there was, by the broker's clock."""
 
 
 class RegistryView(WireModel):

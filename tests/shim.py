@@ -1,6 +1,7 @@
 """What the tests of the HTTP door share: a door, agents behind it, and readers of its answers."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -19,6 +20,7 @@ from mesh.shim.door import Door
 from mesh.shim.listener import HttpServer
 from mesh.shim.protocol import MAX_CONNECTIONS, Patience
 from mesh.shim.rules import LOOPBACK_RULES, Rules
+from mesh.shim.sse import PACE, Pace
 from schemas.registry import State
 from tests.conftest import Running, until
 
@@ -35,16 +37,26 @@ async def serving(
     *,
     patience: Patience | None = None,
     max_connections: int = MAX_CONNECTIONS,
+    monitor_url: str = "",
+    pace: Pace = PACE,
+    send_buffer_bytes: int | None = None,
 ) -> AsyncIterator[str]:
-    """Answer HTTP on a free port, by a connection that is open; gives the base URL."""
+    """Answer HTTP on a free port, by a connection that is open; gives the base URL.
+
+    The system takes a few megabytes for a client that does not read, if it is not told a limit.
+    """
     caller = Caller("http", "node1", new_instance_id())
     async with open_client(connection, directory, caller) as client:
-        app = create_app(Door(client, connection, caller), rules)
+        door = Door(client, connection, caller, monitor_url=monitor_url, pace=pace)
+        app = create_app(door, rules)
         server = HttpServer(app, patience=patience, max_connections=max_connections)
         task = asyncio.create_task(server.serve())
         await until(lambda: server.started)
+        listener = server.servers[0].sockets[0]
+        if send_buffer_bytes is not None:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
         try:
-            yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
             await task

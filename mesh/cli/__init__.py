@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mesh.cli import agents, ask, demo, doctor, host, keys, publish, up
+from mesh.cli import agents, ask, check, demo, doctor, host, keys, publish, up
 
 app = typer.Typer(
     name="mesh",
@@ -28,6 +28,7 @@ app.command(name="publish")(publish.publish)
 app.command(name="agents")(agents.list_agents)
 app.command(name="nodes")(agents.list_nodes)
 app.command(name="agent")(agents.show_agent)
+app.command(name="check")(check.check)
 app.add_typer(keys.app, name="keys")
 app.command(name="doctor")(doctor.doctor)
 

@@ -9,6 +9,7 @@ from mesh.cli.tables import print_json, print_table
 
 if TYPE_CHECKING:
     from mesh.directory import Directory
+    from mesh.standing import AgentStanding, NodeStanding
 
 MARKS = {"online": "●", "offline": "○", "unknown": "?"}
 
@@ -37,34 +38,49 @@ def show_agent(
 
 
 async def _list_agents(node: str, as_json: bool) -> None:
-    views = [one for one in (await _directory()).agents() if not node or node in one.nodes]
+    directory = await _directory()
+    found = [one for one in directory.standings() if not node or node in one.nodes]
     if as_json:
-        print_json([one.model_dump(mode="json") for one in views])
+        print_json([directory.agent(one.id).model_dump(mode="json") for one in found])
         return
-    if not views:
+    if not found:
         typer.echo("No agents. Run one: mesh run handlers.echo:agent", err=True)
         return
     rows = [
-        (one.card.id, _mark(one.state), ", ".join(one.nodes), _line(one.card.description))
-        for one in views
+        (
+            one.id,
+            _mark(one.state),
+            ", ".join(one.nodes),
+            _seen(directory, one),
+            _line(one.record.card.description),
+        )
+        for one in found
     ]
-    print_table(("AGENT", "STATE", "NODE", "DESCRIPTION"), rows)
+    print_table(("AGENT", "STATE", "NODE", "SEEN", "DESCRIPTION"), rows)
 
 
 async def _list_nodes(as_json: bool) -> None:
-    views = (await _directory()).nodes()
+    directory = await _directory()
     if as_json:
-        print_json([one.model_dump(mode="json") for one in views])
+        print_json([one.model_dump(mode="json") for one in directory.nodes()])
         return
+    agents = {one.node: ", ".join(one.agents) or "-" for one in directory.nodes()}
     rows = [
-        (one.node, _mark(one.state), str(len(one.instances)), ", ".join(one.agents) or "-")
-        for one in views
+        (
+            one.id,
+            _mark(one.state),
+            _seen(directory, one),
+            str(len(one.instances)),
+            agents[one.id],
+        )
+        for one in directory.node_standings()
     ]
-    print_table(("NODE", "STATE", "PROCESSES", "AGENTS"), rows)
+    print_table(("NODE", "STATE", "SEEN", "PROCESSES", "AGENTS"), rows)
 
 
 async def _show_agent(agent: str, as_json: bool) -> None:
-    view = (await _directory()).agent(agent)
+    directory = await _directory()
+    view = directory.agent(agent)
     if as_json:
         print_json(view.model_dump(mode="json"))
         return
@@ -78,6 +94,7 @@ async def _show_agent(agent: str, as_json: bool) -> None:
         "streams": "yes" if view.card.streams else "no",
         "concurrency": str(view.card.concurrency),
         "registered": view.registered_at,
+        "last seen": _seen(directory, directory.standing(agent)),
         "subject": f"agent.{view.card.id}.inbox",
         "try": f'mesh send {view.card.id} "hello"',
     }
@@ -96,6 +113,20 @@ async def _directory() -> "Directory":
 
 def _mark(state: str) -> str:
     return f"{MARKS[state]} {state}"
+
+
+def _seen(directory: "Directory", one: "AgentStanding | NodeStanding") -> str:
+    """Show how long ago it was heard; of what is gone, when that was, by the clock on the wall."""
+    from datetime import datetime
+
+    if one.instances:
+        silence_s = min(directory.silence_s(it.instance) for it in one.instances)
+        return f"{silence_s:.0f} s ago"
+    try:
+        seen = datetime.fromisoformat(directory.last_seen(one)).astimezone()
+    except (ValueError, OverflowError):
+        return "-"
+    return seen.isoformat(sep=" ", timespec="seconds")[:19]
 
 
 def _line(text: str) -> str:

@@ -77,8 +77,8 @@ async def _start(
     await supervisor.start(parts.control(settings, url))
     await supervisor.start_all(
         [
-            parts.http(settings, url, name="router1"),
-            parts.http(node2, url, name="router2"),
+            parts.http(settings, url, name="router1", monitor_url=keeper.monitor_url),
+            parts.http(node2, url, name="router2", monitor_url=keeper.monitor_url),
             parts.host("agents1", "node1", url, "handlers.daarwizz:agent", "handlers.echo:agent"),
             parts.host("agents2", "node2", url, "handlers.solarius:agent"),
         ]

@@ -9,6 +9,8 @@ import typer
 from mesh.cli import exits
 
 if TYPE_CHECKING:
+    import httpx2
+
     from mesh.connection import Connection
     from mesh.settings import Settings
 
@@ -27,7 +29,7 @@ class Finding:
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", "-j", help="Print JSON.")] = False,
 ) -> None:
-    """Check the broker, the streams, the registrar and the HTTP door."""
+    """Check the broker, the streams, the registrar and the HTTP doors."""
     findings = exits.run(_examine(), as_json=as_json)
     if as_json:
         import orjson
@@ -63,7 +65,7 @@ async def _examine() -> list[Finding]:
             findings += await _examine_broker(connection, settings)
     except BrokerUnreachableError as error:
         findings.append(Finding("fail", error.message, "start one: mesh up"))
-    findings.append(await _examine_http(settings))
+    findings += await _examine_http(settings)
     return findings
 
 
@@ -102,19 +104,31 @@ async def _examine_broker(connection: "Connection", settings: "Settings") -> lis
     else:
         fix = "calls go on, but nothing new can register: mesh up control"
         findings.append(Finding("warn", "no registrar is alive", fix))
-    online = [one for one in directory.agents() if one.state == "online"]
-    findings.append(Finding("ok", f"{len(online)} of {len(directory.agents())} agents online"))
+    known = len(directory.standings())
+    findings.append(Finding("ok", f"{directory.online_count()} of {known} agents online"))
     return findings
 
 
-async def _examine_http(settings: "Settings") -> Finding:
+async def _examine_http(settings: "Settings") -> list[Finding]:
+    import asyncio
+
     import httpx2
 
-    url = f"http://{settings.http_host}:{settings.http_ports[0]}/health"
+    from mesh.cli import parts
+
+    async with httpx2.AsyncClient(timeout=3, trust_env=False) as client:
+        doors = parts.doors(settings).items()
+        return await asyncio.gather(*(_examine_door(client, *door) for door in doors))
+
+
+async def _examine_door(client: "httpx2.AsyncClient", name: str, address: str) -> Finding:
+    import httpx2
+
+    url = str(httpx2.URL(address).copy_with(path="/health"))
     try:
-        async with httpx2.AsyncClient(timeout=3, trust_env=False) as client:
-            response = await client.get(url)
+        response = await client.get(url)
     except httpx2.HTTPError as error:
-        return Finding("warn", f"no HTTP door at {url} ({error})", "start one: mesh up http")
+        fix = "start one: mesh up http"
+        return Finding("warn", f"{name}: no HTTP door at {url} ({error})", fix)
     state = "ok" if response.status_code == 200 else "fail"
-    return Finding(state, f"HTTP door at {url}: {response.status_code}")
+    return Finding(state, f"{name}: HTTP door at {url}: {response.status_code}")

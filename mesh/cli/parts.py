@@ -1,12 +1,22 @@
 """The processes that `mesh up` and `mesh demo` run, as commands of this Python."""
 
+import errno
 import socket
 import sys
-from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
+from typing import Final
 
-from mesh.settings import Settings
+from mesh.errors import PortInUseError
+from mesh.settings import DEFAULT_HTTP_PORTS, Settings
 from mesh.supervisor import Part
+
+DOORS: Final = {
+    "OpenAI": "/v1",
+    "registry": "/api/v1/agents",
+    "monitor": "/api/agents/connection-test",
+}
+"""What the default ports are for, in their order, and where to begin there."""
 
 
 def control(settings: Settings, nats_url: str) -> Part:
@@ -15,13 +25,14 @@ def control(settings: Settings, nats_url: str) -> Part:
     return Part("control", _mesh("up", "control"), environ)
 
 
-def http(settings: Settings, nats_url: str, *, name: str = "http") -> Part:
-    """A shim, on the ports of the settings."""
+def http(settings: Settings, nats_url: str, *, name: str = "http", monitor_url: str = "") -> Part:
+    """A shim, on the ports of the settings. Without `monitor_url` theirs is the broker's."""
     environ = {
         "MESH_NATS_URL": nats_url,
         "MESH_NODE": settings.node,
         "MESH_HTTP_HOST": settings.http_host,
         "MESH_HTTP_PORTS": ",".join(str(port) for port in settings.http_ports),
+        "MESH_NATS_MONITOR_URL": monitor_url or settings.nats_monitor_url,
     }
     return Part(name, _mesh("up", "http"), environ)
 
@@ -37,23 +48,53 @@ def _mesh(*arguments: str) -> tuple[str, ...]:
 
 
 def with_real_ports(settings: Settings) -> Settings:
-    """Replace every HTTP port 0 by one that is free now, so that it can be told to people."""
-    ports = tuple(port or _free_port(settings.http_host) for port in settings.http_ports)
-    return replace(settings, http_ports=ports)
+    """Replace every HTTP port 0 by one that is free now, so that it can be told to people.
+
+    Raises:
+        PortInUseError: another program listens on a port of ours. Told before anything starts.
+    """
+    with ExitStack() as held:
+        # All are held until the last is found, or one would be found twice.
+        probes = [held.enter_context(_probe(settings.http_host)) for _ in settings.http_ports]
+        ports = zip(probes, settings.http_ports, strict=True)
+        return replace(settings, http_ports=tuple(_claim(*one, settings) for one in ports))
 
 
-def _free_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
+def _probe(host: str) -> socket.socket:
+    return socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+
+
+def _claim(probe: socket.socket, port: int, settings: Settings) -> int:
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        probe.bind((settings.http_host, port))
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise _in_use(port, settings) from error
+        # What else is wrong, with the address perhaps, is told by the shim itself.
         return port
+    found: int = probe.getsockname()[1]
+    return found
 
 
-def describe(settings: Settings, nats_url: str, monitor_url: str = "") -> Mapping[str, str]:
-    """Return the addresses that a person needs, by name."""
-    shown = {"NATS": nats_url}
-    if monitor_url:
-        shown["monitor"] = f"{monitor_url}/varz"
-    if settings.http_ports:
-        shown["OpenAI"] = f"http://{settings.http_host}:{settings.http_ports[0]}/v1"
-    return shown
+def _in_use(port: int, settings: Settings) -> PortInUseError:
+    ports = ",".join(str(one) for one in settings.http_ports)
+    return PortInUseError(
+        f"port {port} is in use, perhaps by a mesh that is up already; else set MESH_HTTP_PORTS "
+        f"(now {ports}) without it or to others (0: any free one)",
+        port=port,
+    )
+
+
+def doors(settings: Settings) -> dict[str, str]:
+    """Return the HTTP addresses that are listened on, by what each is for.
+
+    All ports answer everything. One that is a default keeps its name, the others take the names
+    that are left, in their order.
+    """
+    names = dict(zip(DEFAULT_HTTP_PORTS, DOORS, strict=True))
+    named = {names[port]: port for port in settings.http_ports if port in names}
+    others = [port for port in settings.http_ports if port not in names]
+    named.update(zip((name for name in DOORS if name not in named), others, strict=False))
+    host = f"[{settings.http_host}]" if ":" in settings.http_host else settings.http_host
+    return {name: f"http://{host}:{named[name]}{DOORS[name]}" for name in DOORS if name in named}

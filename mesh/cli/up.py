@@ -86,12 +86,13 @@ async def _run_all(settings: "Settings", *, broker_only: bool, verbose: bool) ->
 
     started = time.monotonic()
     stop = stop_on_signals()
-    settings = parts.with_real_ports(settings)
+    if not broker_only:
+        settings = parts.with_real_ports(settings)
     keeper = BrokerKeeper(settings, on_log=broker_log(verbose=verbose))
     async with keeper.running(), Supervisor(on_line=print_line) as supervisor:
         if not broker_only:
-            children = [parts.control(settings, keeper.url), parts.http(settings, keeper.url)]
-            await supervisor.start_all(children)
+            shim = parts.http(settings, keeper.url, monitor_url=keeper.monitor_url)
+            await supervisor.start_all([parts.control(settings, keeper.url), shim])
         _greet(settings, keeper, broker_only, time.monotonic() - started)
         await run_until(stop, keeper)
         typer.echo("stopping …", err=True)
@@ -133,10 +134,13 @@ def _greet(settings: "Settings", keeper: "BrokerKeeper", broker_only: bool, took
     from mesh.cli import parts
 
     typer.echo(f"mesh is up on {settings.node} after {took_s:.1f} s")
-    shown = parts.describe(settings, keeper.url, keeper.monitor_url)
-    for name, address in shown.items():
-        if not (broker_only and name == "OpenAI"):
-            typer.echo(f"  {name:<8} {address}")
+    shown = {"NATS": keeper.url}
+    if keeper.monitor_url:
+        shown["broker"] = f"{keeper.monitor_url}/varz"
+    if not broker_only:
+        shown |= parts.doors(settings)
     if not settings.is_broker_external:
-        typer.echo(f"  {'data':<8} {settings.data_dir}")
+        shown["data"] = str(settings.data_dir)
+    for name, address in shown.items():
+        typer.echo(f"  {name:<8} {address}")
     typer.echo('Next: mesh run handlers.echo:agent, then mesh send echo "hello". Ctrl-C stops.')

@@ -17,18 +17,30 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mesh.errors import MeshError
 from mesh.shim.calls import CallEvents, CallResource
+from mesh.shim.connection_test import ConnectionTests
 from mesh.shim.cors import Cors
+from mesh.shim.direct import DirectChat
 from mesh.shim.docs import Docs
 from mesh.shim.door import Door
 from mesh.shim.guard import Guard
 from mesh.shim.health import Health, Live
 from mesh.shim.http import REQUEST_ID, request_id, send_json
-from mesh.shim.openai import ChatCompletions, Model, Models
+from mesh.shim.models import Model, Models
+from mesh.shim.openai import ChatCompletions
 from mesh.shim.openapi import OpenApi, make_document
 from mesh.shim.operations import Endpoint, Operation
 from mesh.shim.pages import Pages
+from mesh.shim.registry import Agent, Agents, Node, Nodes
 from mesh.shim.rules import LOOPBACK_RULES, Rules
-from mesh.shim.status import SERVER, UNKNOWN_URL, WRONG_METHOD, envelope, failure, refusal
+from mesh.shim.status import (
+    NO_RETRY,
+    SERVER,
+    UNKNOWN_URL,
+    WRONG_METHOD,
+    envelope,
+    failure,
+    refusal,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -87,10 +99,16 @@ def make_endpoints(door: Door, rules: Rules = LOOPBACK_RULES) -> list[Endpoint]:
     pages = Pages()
     endpoints: list[Endpoint] = [
         ChatCompletions(door),
+        DirectChat(door),
         CallResource(door),
         CallEvents(door),
         Models(door),
         Model(door),
+        Agents(door),
+        Agent(door),
+        Nodes(door),
+        Node(door),
+        ConnectionTests(door),
         Health(door),
         Live(),
         *pages.files,
@@ -141,7 +159,9 @@ class Envelope:
             if answer.has_begun:
                 raise
             message = f"this server failed; its log has request {answer.request_id}"
-            await send_json(answer, 500, envelope(message, SERVER, "internal_error"))
+            body = envelope(message, SERVER, "internal_error")
+            # An agent may have started by then.
+            await send_json(answer, 500, body, NO_RETRY)
 
 
 class _Answer:

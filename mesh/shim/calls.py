@@ -13,18 +13,20 @@ from starlette.types import Receive, Scope, Send
 
 from mesh import codec
 from mesh.calls import Call
+from mesh.completions import completion_body
 from mesh.errors import InvalidInputError, MeshError
 from mesh.followers import follow_call
 from mesh.frames import Frame
 from mesh.ledger import CallRecord, read_record
-from mesh.shim.door import Door, settle
+from mesh.shim.door import Door, beside
 from mesh.shim.failures import ENDING, OF_A_CALL
 from mesh.shim.guard import require_agent
 from mesh.shim.http import CALL_ID, read_headers, read_query, send_json
-from mesh.shim.openai import chunk_bodies, completion_body
+from mesh.shim.openai import chunk_bodies
 from mesh.shim.operations import Answer, Events, Operation, Parameter, Tag
 from mesh.shim.sse import DONE, EventStream, event
 from mesh.shim.status import failure
+from mesh.subjects import CALL_PATTERN
 from schemas.call import CallView
 from schemas.completion import ChatCompletionChunk
 
@@ -34,7 +36,9 @@ CANCEL_PATIENCE_S: Final = 2.0
 
 
 _COUNT: Final = {"type": "integer", "minimum": 0, "maximum": 999_999_999}
-_CALL: Final = Parameter("id", "path", "The call's id.")
+_CALL: Final = Parameter(
+    "id", "path", "The call's id.", {"type": "string", "pattern": f"^{CALL_PATTERN.pattern}$"}
+)
 
 
 class CallResource:
@@ -155,23 +159,19 @@ class CallEvents:
             await self._relay(call, after, receive, send)
 
     async def _relay(self, call: Call, after: int, receive: Receive, send: Send) -> None:
-        stream = EventStream(send, {CALL_ID: call.id}, comment=b": keep-alive\n")
-        with self._door.waiting(receive) as over:
-            relaying = asyncio.create_task(stream.relay(_numbered(call, after)))
-            relaying.add_done_callback(lambda _: settle(over))
-            try:
-                await over
-                await relaying
-            except MeshError as error:
-                told = failure(error, sent_to=call.agent)
-                if stream.has_begun:
-                    await stream.fail(event(told.body))
-                else:
-                    headers = {CALL_ID: call.id, **told.headers}
-                    await send_json(send, told.status, told.body, headers)
-            finally:
-                relaying.cancel()
-                await asyncio.wait({relaying})
+        stream = EventStream(
+            send, {CALL_ID: call.id}, pace=self._door.pace, comment=b": keep-alive\n"
+        )
+        try:
+            with self._door.waiting(receive) as over:
+                await beside(over, stream.relay(_numbered(call, after)))
+        except MeshError as error:
+            told = failure(error, sent_to=call.agent)
+            if stream.has_begun:
+                await stream.fail(event(told.body))
+            else:
+                headers = {CALL_ID: call.id, **told.headers}
+                await send_json(send, told.status, told.body, headers)
 
 
 async def _numbered(call: Call, after: int) -> AsyncGenerator[bytes, None]:

@@ -4,7 +4,10 @@ uvicorn writes each as it comes, and a system call costs more than all the rest 
 """
 
 import asyncio
-from typing import Any
+from typing import Any, Final
+
+MAX_KEPT_BYTES: Final = 16 * 1024
+"""More goes out at once: only the real transport can tell that the client does not keep up."""
 
 
 class CorkedTransport(asyncio.Transport):
@@ -15,15 +18,20 @@ class CorkedTransport(asyncio.Transport):
         self._transport = transport
         self._loop = loop
         self._parts: list[bytes | bytearray | memoryview[Any]] = []
+        self._kept_bytes = 0
 
     def write(self, data: "bytes | bytearray | memoryview[Any]") -> None:
-        """Keep bytes until the loop turns."""
+        """Keep bytes until the loop turns, or until they are many."""
         if not self._parts:
             self._loop.call_soon(self._flush)
         self._parts.append(data)
+        self._kept_bytes += len(data)
+        if self._kept_bytes >= MAX_KEPT_BYTES:
+            self._flush()
 
     def _flush(self) -> None:
         parts, self._parts = self._parts, []
+        self._kept_bytes = 0
         if parts:
             self._transport.write(b"".join(parts))
 
@@ -35,6 +43,7 @@ class CorkedTransport(asyncio.Transport):
     def abort(self) -> None:
         """Close at once, and drop what is kept."""
         self._parts.clear()
+        self._kept_bytes = 0
         self._transport.abort()
 
     def is_closing(self) -> bool:
@@ -51,7 +60,7 @@ class CorkedTransport(asyncio.Transport):
 
     def get_write_buffer_size(self) -> int:
         """Return how many bytes the client has not taken yet."""
-        return self._transport.get_write_buffer_size() + sum(map(len, self._parts))
+        return self._transport.get_write_buffer_size() + self._kept_bytes
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """Return what the socket knows."""

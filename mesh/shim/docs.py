@@ -69,9 +69,9 @@ class Docs:
         if is_stranger(scope):
             return EXAMPLE_AGENT
         online = [
-            one.card.id
-            for one in self._door.client.agents()
-            if one.state is State.ONLINE and may_call(scope, one.card.id)
+            one.id
+            for one in self._door.client.directory.standings()
+            if one.state is State.ONLINE and may_call(scope, one.id)
         ]
         return online[0] if online and EXAMPLE_AGENT not in online else EXAMPLE_AGENT
 

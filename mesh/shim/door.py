@@ -4,7 +4,8 @@ Opens nothing; `mesh.shim.server` does. Knows no HTTP status and no OpenAI shape
 """
 
 import asyncio
-from typing import Final
+from collections.abc import Coroutine
+from typing import Any, Final, TypeVar
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
@@ -15,9 +16,12 @@ from mesh.callers import Caller
 from mesh.client import MeshClient
 from mesh.connection import Connection
 from mesh.errors import CallError
+from mesh.shim.sse import PACE, Pace
 
 HEADER_ROOM_BYTES: Final = 2048
 """What our headers of a request take at most: they count against the broker's limit."""
+Result = TypeVar("Result")
+
 WATCH_AFTER_S: Final = 0.02
 """A client that leaves is noticed no sooner."""
 
@@ -25,15 +29,27 @@ WATCH_AFTER_S: Final = 0.02
 class Door:
     """The way from HTTP into the mesh: one client, and everybody who waits for an answer."""
 
-    def __init__(self, client: MeshClient, connection: Connection, caller: Caller) -> None:
+    def __init__(
+        self,
+        client: MeshClient,
+        connection: Connection,
+        caller: Caller,
+        *,
+        monitor_url: str = "",
+        pace: Pace = PACE,
+    ) -> None:
         self.client = client
         self.connection = connection
         self.caller = caller
         """Who calls when a client does not say who it is."""
         self.access = Access(connection)
         """The API keys."""
+        self.pace = pace
+        """Of streamed answers."""
         self.tasks = BackgroundTasks()
         """What is still to be done when a client has left."""
+        self.monitor_url = monitor_url
+        """Where the broker's monitoring answers; empty where it is not known."""
         self._waiting: set[asyncio.Future[None]] = set()
         self._is_closing = False
 
@@ -101,6 +117,21 @@ class Waiting:
             pass
         if not self._over.done():
             self._over.set_exception(ClientDisconnect())
+
+
+async def beside(over: "asyncio.Future[None]", work: Coroutine[Any, Any, Result]) -> Result:
+    """Do some work as long as there is a use in it, and return its result.
+
+    Raises what it raises, or what `over` does; the work has ended either way.
+    """
+    task = asyncio.create_task(work)
+    task.add_done_callback(lambda _: settle(over))
+    try:
+        await over
+        return await task
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
 
 
 def settle(over: "asyncio.Future[None]") -> None:

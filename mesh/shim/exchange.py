@@ -19,7 +19,7 @@ from mesh.calls import Call, StoredCall
 from mesh.errors import MeshError
 from mesh.followers import follow_call
 from mesh.frames import Frame
-from mesh.shim.door import Door, settle
+from mesh.shim.door import Door, beside, settle
 from mesh.shim.http import CALL_ID, send_json
 from mesh.shim.idempotency import call_id_of, find_call
 from mesh.shim.sse import EventStream
@@ -95,6 +95,7 @@ class Exchange:
             timeout_s=asked.terms.timeout_s,
             wait=asked.terms.waits,
             source=asked.source,
+            is_ping=asked.terms.is_ping,
         )
         await self._serve(call, asked, dialect, receive, send)
 
@@ -153,28 +154,17 @@ class Exchange:
     async def _stream(
         self, call: Call, dialect: Dialect, send: Send, over: "asyncio.Future[None]"
     ) -> None:
-        stream = EventStream(send, {CALL_ID: call.id})
-        relaying = asyncio.create_task(stream.relay(dialect.events(call)))
-        relaying.add_done_callback(lambda _: settle(over))
+        stream = EventStream(send, {CALL_ID: call.id}, pace=self._door.pace)
         try:
-            await over
-            await relaying
+            await beside(over, stream.relay(dialect.events(call)))
         except MeshError as error:
-            await _stop(relaying)
             if stream.has_begun:
                 told = failure(error, sent_to=call.agent)
                 await stream.fail(dialect.failed_event(call, told))
             else:
                 await _send_failure(send, error, call)
-        finally:
-            await _stop(relaying)
 
 
 async def _send_failure(send: Send, error: MeshError, call: Call) -> None:
     told = failure(error, sent_to=call.agent)
     await send_json(send, told.status, told.body, {CALL_ID: call.id, **told.headers})
-
-
-async def _stop(task: "asyncio.Task[None]") -> None:
-    task.cancel()
-    await asyncio.wait({task})

@@ -26,6 +26,7 @@ ASKING: Final[tuple[Failing, ...]] = (
 )
 """Of operations that ask an agent."""
 OF_A_CALL: Final[tuple[Failing, ...]] = (
+    errors.InvalidInputError,
     errors.CallNotFoundError,
     errors.NotAllowedError,
     errors.TransportError,

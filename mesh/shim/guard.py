@@ -58,6 +58,12 @@ def may_call(scope: Scope, agent: str) -> bool:
     return key is None or key.allows(agent)
 
 
+def sees_everybody(scope: Scope) -> bool:
+    """Tell whether a request's key is good for all agents, so that no list needs a look at it."""
+    key = key_of(scope)
+    return key is None or not key.agents
+
+
 def require_agent(scope: Scope, agent: str) -> None:
     """Check that a request's key is good for `agent`, before anything is said about it.
 
@@ -147,7 +153,7 @@ class Guard:
     async def _authenticate(self, scope: Scope, headers: Headers) -> Failure | None:
         is_open = scope["path"] in self._open_paths
         scope[_KEY] = None
-        token = _token(headers)
+        token = shown_token(headers)
         if is_open and not token:
             return None
         try:
@@ -184,7 +190,7 @@ def _take_absolute_target(scope: Scope, headers: dict[bytes, bytes]) -> None:
     scope["path"] = "/" + unquote(trimmed.decode("ascii"))
 
 
-def _token(headers: Headers) -> str:
+def shown_token(headers: Headers) -> str:
     """Return what a client shows as its key, in one of the two headers that clients use."""
     scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
     if scheme.lower() != b"bearer":

@@ -13,7 +13,6 @@ from mesh.shim.operations import Answer, Operation, Tag
 from mesh.shim.status import failure
 from mesh.version import VERSION
 from schemas.door import HealthView, LiveView, UnhealthyView
-from schemas.registry import State
 
 
 class Live:
@@ -74,6 +73,6 @@ class Health:
         return {
             "node": self._door.caller.node,
             "broker": "connected" if is_ready else "disconnected",
-            "agents_online": sum(view.state is State.ONLINE for view in self._door.client.agents()),
+            "agents_online": self._door.client.directory.online_count(),
             "version": VERSION,
         }

@@ -1,46 +1,35 @@
-"""The OpenAI endpoints: chat completions and models. Translation, and no logic of its own.
+"""The OpenAI endpoint: chat completions. Translation, and no logic of its own.
 
 Validates a request and forwards the bytes it got; passes on the bytes that the agent wrote. Only
-answers that are text, or no completion, are wrapped here. Source of the shapes: the OpenAI API
-reference, "Create chat completion" and "Models".
+an answer that was not streamed is cut into chunks here, for a client that wants them. Source of
+the shapes: the OpenAI API reference, "Create chat completion".
 """
 
 from collections.abc import AsyncGenerator, Iterator
-from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
-import orjson
 from starlette.types import Receive, Scope, Send
 
 from mesh import codec
 from mesh.callers import known_source
 from mesh.calls import Call, StoredCall
-from mesh.completions import ChunkWriter, completion, read_reply
-from mesh.errors import AgentNotFoundError, InvalidIdError, InvalidInputError
+from mesh.completions import ChunkWriter, completion_body, read_reply
+from mesh.errors import InvalidInputError
 from mesh.frames import Frame
 from mesh.shim.door import Door
 from mesh.shim.exchange import LOCATION, Asked, Exchange
-from mesh.shim.failures import ASKING, OF_AN_AGENT
-from mesh.shim.guard import may_call, owner_of, require_agent
-from mesh.shim.http import CALL_ID, read_body, read_headers, read_query, send_json
-from mesh.shim.operations import (
-    EXAMPLE_AGENT,
-    Answer,
-    Events,
-    Link,
-    Operation,
-    Parameter,
-    Tag,
-)
+from mesh.shim.failures import ASKING
+from mesh.shim.guard import owner_of, require_agent
+from mesh.shim.http import CALL_ID, read_body, read_headers
+from mesh.shim.operations import EXAMPLE_AGENT, Answer, Events, Link, Operation, Tag
 from mesh.shim.sse import DONE, event
 from mesh.shim.status import UNSUPPORTED_PARAMETER, Failure
-from mesh.shim.target import TARGET_PARAMETERS, read_source, read_target, split_model
+from mesh.shim.target import TARGET_PARAMETERS, read_source, read_target
 from mesh.shim.terms import TERMS_PARAMETERS, read_terms
+from mesh.tool_calls import ToolCallParts
 from schemas.call import CallView
 from schemas.chat import ChatDelta, ChatRequest
 from schemas.completion import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
-from schemas.door import ModelList, ModelObject
-from schemas.registry import AgentView, State
 
 _QUESTION: Final = {
     "model": EXAMPLE_AGENT,
@@ -101,15 +90,16 @@ class ChatCompletions:
         body = await read_body(scope, receive, self._door.limit_bytes)
         request = read_request(body)
         headers = read_headers(scope)
-        target = read_target(request, headers)
+        fields = request.model_extra or {}
+        target = read_target(request.model, fields, headers)
         require_agent(scope, target.agent)
-        source = read_source(request, headers)
+        source = read_source(fields, headers)
         asked = Asked(
             target=target,
             body=body,
             is_streamed=request.stream,
             source=known_source(source.agent, source.node, self._door.caller),
-            terms=read_terms(request.model_extra or {}, headers),
+            terms=read_terms(fields, headers),
             owner=owner_of(scope),
         )
         dialect = ChatDialect(include_usage=request.include_usage)
@@ -141,82 +131,6 @@ class ChatDialect:
         return codec.encode(accepted_view(call))
 
 
-_ALL: Final = {"type": "string", "enum": ["0", "1"]}
-
-
-class Models:
-    """`GET /v1/models`: who can be called now; with `?all=1`, everybody who is known."""
-
-    operations = (
-        Operation(
-            "listModels",
-            "GET",
-            "/v1/models",
-            Tag.MODELS,
-            "List the agents that can be asked now",
-            parameters=(
-                Parameter(
-                    "all", "query", "`1` lists those too that are known and not running.", _ALL
-                ),
-            ),
-            answers=(Answer(200, "The agents, by id.", ModelList),),
-        ),
-    )
-
-    def __init__(self, door: Door) -> None:
-        self._door = door
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, from memory."""
-        shows_all = read_query(scope).get("all") == "1"
-        found = [
-            model_object(view, view.card.id)
-            for view in self._door.client.agents()
-            if (shows_all or view.state is not State.OFFLINE) and may_call(scope, view.card.id)
-        ]
-        await send_json(send, 200, codec.dumps({"object": "list", "data": found}))
-
-
-class Model:
-    """`GET /v1/models/{id}`: one agent, or one on one node."""
-
-    operations = (
-        Operation(
-            "getModel",
-            "GET",
-            "/v1/models/{id:path}",
-            Tag.MODELS,
-            "Look an agent up",
-            parameters=(
-                Parameter(
-                    "id",
-                    "path",
-                    "An agent, or an agent and a node: `solarius@node2`.",
-                    example=EXAMPLE_AGENT,
-                ),
-            ),
-            answers=(Answer(200, "The agent.", ModelObject),),
-            failures=OF_AN_AGENT,
-        ),
-    )
-
-    def __init__(self, door: Door) -> None:
-        self._door = door
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, from memory."""
-        name = scope["path_params"]["id"]
-        directory = self._door.client.directory
-        agent, node = split_model(name)
-        require_agent(scope, agent)
-        try:
-            directory.require_target(agent, node)
-        except InvalidIdError as error:
-            # Clients probe for the models they know by heart, such as gpt-3.5-turbo.
-            raise AgentNotFoundError(f"no agent: {error.message}", agent=name) from None
-        await send_json(send, 200, codec.dumps(model_object(directory.agent(agent), name)))
-
-
 def accepted_view(call: StoredCall) -> CallView:
     """Return a call that nobody waits for, as the resource it is from now on."""
     return CallView(
@@ -240,17 +154,6 @@ def read_request(body: bytes) -> ChatRequest:
     return request
 
 
-def completion_body(call_id: str, agent: str, frame: Frame) -> bytes:
-    """Return a final frame as a `chat.completion`: as it is, if it is one.
-
-    Raises:
-        ProtocolError: it is a completion without an answer in it.
-    """
-    if not frame.is_text and _is_completion(frame.body):
-        return frame.body
-    return completion(call_id, agent, frame.node, read_reply(frame))
-
-
 async def chunk_bodies(call: Call, *, include_usage: bool) -> AsyncGenerator[bytes, None]:
     """Yield the chunks of an answer, also of an agent that does not stream.
 
@@ -266,39 +169,14 @@ async def chunk_bodies(call: Call, *, include_usage: bool) -> AsyncGenerator[byt
             yield body
 
 
-def model_object(view: AgentView, name: str) -> dict[str, Any]:
-    """Return an agent as a model called `name`."""
-    return {
-        "id": name,
-        "object": "model",
-        "created": _created(view),
-        "owned_by": "mesh",
-        "name": f"{name} ({', '.join(view.nodes)})" if view.nodes else name,
-    }
-
-
-def _is_completion(body: bytes) -> bool:
-    try:
-        choices = orjson.loads(body)["choices"]
-        return isinstance(choices[0]["message"], dict)
-    except (orjson.JSONDecodeError, KeyError, IndexError, TypeError):
-        return False
-
-
 def _as_chunks(call: Call, frame: Frame, *, include_usage: bool) -> Iterator[bytes]:
     reply = read_reply(frame)
     chunks = ChunkWriter(call.id, call.agent, include_usage=include_usage)
-    tools = [{"index": place, **tool} for place, tool in enumerate(reply.tool_calls or ())]
+    called = ToolCallParts()
+    tools = [called.add(one) for one in reply.tool_calls or ()]
     yield chunks.role()
     if reply.content or tools:
-        yield chunks.delta(ChatDelta(content=reply.content, tool_calls=tools or None))
+        yield chunks.delta(ChatDelta(content=reply.content or None, tool_calls=tools or None))
     yield chunks.finish(reply.finish_reason)
     if include_usage:
         yield chunks.usage(reply.usage)
-
-
-def _created(view: AgentView) -> int:
-    try:
-        return int(datetime.fromisoformat(view.registered_at).timestamp())
-    except ValueError:
-        return 0

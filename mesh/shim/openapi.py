@@ -31,8 +31,8 @@ Every path of `/v1` is also there without it. A slash at the end does no harm.
 makes one.
 
 **Errors** have one shape, `ErrorEnvelope`. Programs look at `code`, people read `message`. \
-`Retry-After` says when to try again; `x-should-retry: false` says that an agent may have started, \
-and that the same request would start it again.
+`Retry-After` says when to try again; `x-should-retry: false` says that the same request would \
+fail again, or start an agent once more.
 
 **Ids** of agents and nodes are {ID_RULE}.
 
@@ -45,7 +45,7 @@ _HEADERS: Final[Mapping[str, tuple[str, Json]]] = {
     "retry-after": ("Seconds to wait before another try.", {"type": "integer"}),
     "retry-after-ms": ("The same in milliseconds.", {"type": "integer"}),
     "x-should-retry": (
-        "`false` when an agent may have started, so that a repetition would be another call.",
+        "`false` when the same request would fail again, or start an agent once more.",
         {"type": "string", "enum": ["false"]},
     ),
     "www-authenticate": ("How to say who you are.", {"type": "string"}),
@@ -215,10 +215,10 @@ def _headers(names: Iterable[str]) -> Json:
 
 
 def _failure_headers(one: Operation, ways: Iterable[Told]) -> list[str]:
-    names = []
+    names = ["x-should-retry"]
     rows = [way.row for way in ways]
     if errors.AgentFailedError in one.failures and any(row.ends_calls for row in rows):
-        names += [CALL_ID, "x-should-retry"]
+        names.append(CALL_ID)
     if any(row.retry_after_s is not None for row in rows):
         names += ["retry-after", "retry-after-ms"]
     if any(row.asks_for_key for row in rows):

@@ -24,6 +24,9 @@ Failing = type[MeshError] | Row
 EXAMPLE_AGENT: Final = "echo"
 """Whom the examples ask. A page names one that is there instead."""
 
+EXAMPLE_NODE: Final = "node1"
+"""Likewise."""
+
 _TEXT: Final[Schema] = {"type": "string"}
 
 
@@ -36,6 +39,11 @@ class Tag(Enum):
         "Every call has an id, which the header `Mesh-Call-Id` of its answer tells. For a day it "
         "can be looked at, read again, and stopped as long as it runs; from any server of the "
         "mesh, also after a restart. Who knows the id may.",
+    )
+    REGISTRY = (
+        "Registry",
+        "Who is known, where it runs, and when it was last heard of. An API key that is for some "
+        "agents shows no others.",
     )
     MODELS = ("Models", "To OpenAI's clients, agents are models.")
     HEALTH = ("Health", "For load balancers and supervisors. These need no API key.")

@@ -3,6 +3,7 @@
 Decides about one header at a time; `mesh.shim.guard` asks, for each request.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -10,6 +11,8 @@ from typing import Final
 
 from mesh.settings import Settings
 
+_HOST: Final = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\[\]:@/\s]+))(?::[0-9]{0,5})?")
+"""An address in brackets or a name, and perhaps a port."""
 _DEFAULT_PORTS: Final = {"http": ":80", "https": ":443"}
 
 
@@ -33,9 +36,8 @@ class Rules:
         if self.requires_keys and not self.allowed_hosts:
             return True
         name = _host_name(host)
-        return (
-            name in ("localhost", self.own_host) or name in self.allowed_hosts or _is_address(name)
-        )
+        ours = {"localhost", self.own_host, *self.allowed_hosts}
+        return bool(name) and (name in ours or _is_address(name))
 
     def trusts_origin(self, origin: bytes, host: bytes) -> bool:
         """Tell whether a page of `origin` may change something here: ours, or one that is named.
@@ -66,11 +68,9 @@ def rules_for(settings: Settings, addresses: Iterable[str]) -> Rules:
 
 
 def _host_name(host: bytes) -> str:
-    """Return a `Host` header without its port, and an IPv6 address without its brackets."""
-    text = host.decode("latin-1").lower()
-    if text.startswith("["):
-        return text[1:].partition("]")[0]
-    return text.partition(":")[0].removesuffix(".")
+    """Return a `Host` header without its port, empty when it is none."""
+    parts = _HOST.fullmatch(host.decode("latin-1").lower())
+    return (parts[1] or parts[2].removesuffix(".")) if parts else ""
 
 
 def _is_address(text: str) -> bool:

@@ -87,7 +87,7 @@ async def serve_on(
         stack.push_async_callback(tasks.cancel)
         tasks.start(_announce(connection, instance))
         tasks.start(_beat(connection, instance, settings.heartbeat_s))
-        door = Door(client, connection, caller)
+        door = Door(client, connection, caller, monitor_url=settings.nats_monitor_url)
         rules = rules_for(settings, [one.getsockname()[0] for one in sockets])
         if rules.requires_keys:
             logger.info("API keys are required here: `mesh keys create NAME` makes one")

@@ -8,17 +8,13 @@ is cut looks like success to most clients: a failed one ends with an error event
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Final
 
 from starlette.types import Send
 
 from mesh import codec
 from mesh.errors import InvalidInputError, ProtocolError
-
-BEGIN_AFTER_S: Final = 1.0
-"""A failure that comes sooner still gets its HTTP status; then clients want to see headers."""
-KEEP_ALIVE_S: Final = 10.0
-"""Proxies cut what is silent for 60 s and more."""
 
 DONE: Final = b"[DONE]"
 COMMENT: Final = b": keep-alive\n\n"
@@ -30,6 +26,19 @@ _HEADERS: Final = [
 ]
 
 
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """When something is sent although there is no event."""
+
+    begin_after_s: float = 1.0
+    """A failure that comes sooner still gets its HTTP status; then clients want to see headers."""
+    keep_alive_s: float = 10.0
+    """Proxies cut what is silent for 60 s and more."""
+
+
+PACE: Final = Pace()
+
+
 class EventStream:
     """One streamed answer. It begins with the first event, or when that is late."""
 
@@ -38,14 +47,12 @@ class EventStream:
         send: Send,
         headers: Mapping[str, str],
         *,
-        begin_after_s: float = BEGIN_AFTER_S,
-        keep_alive_s: float = KEEP_ALIVE_S,
+        pace: Pace = PACE,
         comment: bytes = COMMENT,
     ) -> None:
         self._send = send
         self._headers = headers
-        self._begin_after_s = begin_after_s
-        self._keep_alive_s = keep_alive_s
+        self._pace = pace
         self._comment = comment
         self._has_begun = False
         self._written_at = 0.0
@@ -77,11 +84,11 @@ class EventStream:
 
     async def _keep_alive(self) -> None:
         loop = asyncio.get_running_loop()
-        await asyncio.sleep(self._begin_after_s)
+        await asyncio.sleep(self._pace.begin_after_s)
         async with self._lock:
             await self._begin()
         while True:
-            due_s = self._written_at + self._keep_alive_s - loop.time()
+            due_s = self._written_at + self._pace.keep_alive_s - loop.time()
             if due_s <= 0:
                 await self._write(self._comment)
             else:

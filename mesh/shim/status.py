@@ -5,7 +5,8 @@ the envelope: the OpenAI API reference, "Error codes"; of the headers: what open
 when it decides on a retry.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Final
 
 from mesh import codec, errors
@@ -18,6 +19,9 @@ AUTHENTICATION: Final = "authentication_error"
 PERMISSION: Final = "permission_error"
 UNSUPPORTED_PARAMETER: Final = "unsupported_parameter"
 """`reason` of an `InvalidInputError` about a field that is valid, but not served here."""
+
+NO_RETRY: Final = MappingProxyType({"x-should-retry": "false"})
+"""Keeps OpenAI's SDKs from repeating a request by themselves."""
 
 _RETRY_SOON_S: Final = 2
 
@@ -110,6 +114,7 @@ TABLE: Final[dict[type[MeshError], Row]] = {
     errors.MailboxFullError: Row(
         429, RATE_LIMIT, "agent_busy", retry_after_s=1, ends_calls=True, is_unstored=True
     ),
+    errors.AgentBusyError: Row(429, RATE_LIMIT, "agent_busy", retry_after_s=1, ends_calls=True),
     errors.CallTimeoutError: Row(504, SERVER, "agent_timeout", ends_calls=True),
     errors.CallCancelledError: Row(409, BAD_REQUEST, "call_cancelled", ends_calls=True),
     errors.HopLimitError: Row(502, SERVER, "hop_limit", ends_calls=True),
@@ -164,6 +169,28 @@ WRONG_METHOD: Final = Row(
 UNSUPPORTED: Final = Row(
     400, BAD_REQUEST, UNSUPPORTED_PARAMETER, meaning="A field is valid, but not served here."
 )
+UNKNOWN_AGENT: Final = Row(
+    404,
+    BAD_REQUEST,
+    errors.AgentNotFoundError.code,
+    param="agent_id",
+    meaning="No agent of this id has ever been announced.",
+)
+UNKNOWN_NODE: Final = Row(
+    404,
+    BAD_REQUEST,
+    errors.NodeNotFoundError.code,
+    param="node",
+    meaning="No node of this id has ever been announced.",
+)
+NO_AGENT_ID: Final = Row(
+    400,
+    BAD_REQUEST,
+    errors.InvalidIdError.code,
+    param="agent_id",
+    meaning="What the path names cannot be an id.",
+)
+NO_NODE_ID: Final = replace(NO_AGENT_ID, param="node")
 
 REFUSALS: Final = (
     MALFORMED,
@@ -176,8 +203,13 @@ REFUSALS: Final = (
     TOO_MANY_CONNECTIONS,
     UNKNOWN_URL,
     WRONG_METHOD,
+    UNSUPPORTED,
+    UNKNOWN_AGENT,
+    UNKNOWN_NODE,
+    NO_AGENT_ID,
+    NO_NODE_ID,
 )
-"""What is answered without an error of ours."""
+"""What is told beside the table."""
 
 _BY_STATUS: Final = {row.status: row for row in (MALFORMED, HEADERS_TOO_LARGE, UNKNOWN_ENCODING)}
 
@@ -206,7 +238,10 @@ def failure(error: MeshError, *, sent_to: str | None = None) -> Failure:
     row = _row(error, sent_to)
     headers = _row_headers(row)
     if sent_to is not None and not row.is_unstored:
-        headers = {"x-should-retry": "false"}
+        headers = dict(NO_RETRY)
+    elif row.retry_after_s is None:
+        # It would fail again, and OpenAI's SDKs repeat a 409 and a 500 by themselves.
+        headers |= NO_RETRY
     code, param = row.code, row.param
     if isinstance(error, InvalidInputError) and row.status < 500:
         param = error.fields.get("field")

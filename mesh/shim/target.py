@@ -12,7 +12,6 @@ from mesh import subjects
 from mesh.errors import InvalidIdError, InvalidInputError
 from mesh.shim.operations import EXAMPLE_AGENT, Parameter
 from schemas.base import ID_PATTERN
-from schemas.chat import ChatRequest
 
 AGENT_HEADER: Final = "X-Mesh-Agent"
 NODE_HEADER: Final = "X-Mesh-Target-Node"
@@ -20,21 +19,21 @@ SOURCE_AGENT_HEADER: Final = "X-Mesh-Source-Agent"
 SOURCE_NODE_HEADER: Final = "X-Mesh-Source-Node"
 
 ID_SCHEMA: Final = {"type": "string", "pattern": f"^{ID_PATTERN.pattern}$"}
-AGENT_IN_PATH: Final = Parameter(
-    "id", "path", "The agent's id.", {"type": "string"}, example=EXAMPLE_AGENT
-)
-SOURCE_PARAMETERS: Final = (
+AGENT_IN_PATH: Final = Parameter("id", "path", "The agent's id.", ID_SCHEMA, example=EXAMPLE_AGENT)
+PLACE_PARAMETERS: Final = (
+    Parameter(NODE_HEADER, "header", "`target_node` as a header.", ID_SCHEMA),
     Parameter(SOURCE_AGENT_HEADER, "header", "`source_agent` as a header.", ID_SCHEMA),
     Parameter(SOURCE_NODE_HEADER, "header", "`source_node` as a header.", ID_SCHEMA),
 )
 TARGET_PARAMETERS: Final = (
     Parameter(AGENT_HEADER, "header", "`agent_id` as a header.", ID_SCHEMA),
-    Parameter(NODE_HEADER, "header", "`target_node` as a header.", ID_SCHEMA),
-    *SOURCE_PARAMETERS,
+    *PLACE_PARAMETERS,
 )
 
 Headers = Mapping[str, str]
 """By lower-case name."""
+Fields = Mapping[str, Any]
+"""Of the body: those that the API itself does not know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,26 +60,30 @@ class _Said:
     place: str
 
 
-def read_target(request: ChatRequest, headers: Headers) -> Target:
-    """Return whom a request is for.
+def read_target(model: str, fields: Fields, headers: Headers, *, path: str = "") -> Target:
+    """Return whom a request is for; `path` is the agent that its path names, if it does.
 
-    With `agent_id` or its header given, `model` names no target and cannot contradict.
+    With the path, `agent_id` or its header given, `model` names no target and cannot contradict.
 
     Raises:
         InvalidIdError: an id breaks the grammar; `field` is where it stood.
         InvalidInputError: nobody is named, two different ones are, or a field is no string.
     """
-    agent = _one_of(_field(request, "agent_id"), _header(headers, AGENT_HEADER))
+    agent = _one_of(
+        _Said(path, "path") if path else None,
+        _field(fields, "agent_id"),
+        _header(headers, AGENT_HEADER),
+    )
     pinned = None
     if agent is None:
-        agent, pinned = _read_model(request.model)
+        agent, pinned = _read_model(model)
     node = _one_of(
-        _field(request, "target_node", is_optional=True), _header(headers, NODE_HEADER), pinned
+        _field(fields, "target_node", is_optional=True), _header(headers, NODE_HEADER), pinned
     )
     return Target(_require_id(agent, "agent"), _require_id(node, "node") if node else None)
 
 
-def read_source(request: ChatRequest, headers: Headers) -> Source:
+def read_source(fields: Fields, headers: Headers) -> Source:
     """Return who a request says it is from.
 
     Raises:
@@ -88,10 +91,10 @@ def read_source(request: ChatRequest, headers: Headers) -> Source:
         InvalidInputError: two different ones are named, or a field is no string.
     """
     agent = _one_of(
-        _field(request, "source_agent", is_optional=True), _header(headers, SOURCE_AGENT_HEADER)
+        _field(fields, "source_agent", is_optional=True), _header(headers, SOURCE_AGENT_HEADER)
     )
     node = _one_of(
-        _field(request, "source_node", is_optional=True), _header(headers, SOURCE_NODE_HEADER)
+        _field(fields, "source_node", is_optional=True), _header(headers, SOURCE_NODE_HEADER)
     )
     return Source(
         _require_id(agent, "agent") if agent else "", _require_id(node, "node") if node else ""
@@ -120,9 +123,9 @@ def _read_model(model: str) -> tuple[_Said, _Said | None]:
     return _Said(agent, "model"), _Said(node, "model") if node else None
 
 
-def _field(request: ChatRequest, name: str, *, is_optional: bool = False) -> _Said | None:
+def _field(fields: Fields, name: str, *, is_optional: bool = False) -> _Said | None:
     """Read a field that OpenAI does not know. An empty optional one counts as missing."""
-    value: Any = (request.model_extra or {}).get(name)
+    value = fields.get(name)
     if value is None or (is_optional and value == ""):
         return None
     if not isinstance(value, str):

@@ -74,6 +74,8 @@ class Terms:
     key: str
     """The client's own name for the call, the same on a retry; empty without one."""
     on_leave: OnLeave
+    is_ping: bool = False
+    """Whether it only tries the way, and the agent's handler must not run."""
 
 
 def read_terms(fields: Mapping[str, Any], headers: Headers) -> Terms:
@@ -98,6 +100,7 @@ def read_terms(fields: Mapping[str, Any], headers: Headers) -> Terms:
         is_background=is_background,
         key=key,
         on_leave=_on_leave(headers, OnLeave.DETACH if key else OnLeave.CANCEL),
+        is_ping=headers.get(PING_HEADER.lower(), "") not in ("", "0"),
     )
 
 

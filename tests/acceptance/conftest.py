@@ -79,6 +79,11 @@ class Mesh:
     up: Process
     nats_url: str
     http_url: str
+    """Of the OpenAI door, with its `/v1`."""
+    registry_url: str
+    monitor_url: str
+    """The three doors have different ports."""
+    varz_url: str
 
     async def run(self, *arguments: str, stdin: bytes = b"", **environ: str) -> Finished:
         """Run a command to its end."""
@@ -148,7 +153,7 @@ def clean_environ(data_dir: Path, **extra: str) -> dict[str, str]:
         "MESH_DATA_DIR": str(data_dir),
         "MESH_NATS_PORT": "0",
         "MESH_NATS_MONITOR_PORT": "0",
-        "MESH_HTTP_PORTS": "0",
+        "MESH_HTTP_PORTS": "0,0,0",
         "MESH_NODE": "node1",
         "MESH_HEARTBEAT_S": "0.5",
         **extra,
@@ -159,11 +164,17 @@ def clean_environ(data_dir: Path, **extra: str) -> dict[str, str]:
 async def running_mesh(environ: dict[str, str]) -> AsyncIterator[Mesh]:
     """Run `mesh up` until the end."""
     async with start_mesh("up", environ=environ) as up:
-        nats_url = await up.says(r"NATS +(\S+)")
-        http_url = await up.says(r"OpenAI +(\S+)")
         await up.says("Ctrl-C stops")
-        clients = {**environ, "MESH_NATS_URL": nats_url}
-        yield Mesh(environ=clients, up=up, nats_url=nats_url, http_url=http_url)
+        nats_url = await up.says(r"NATS +(\S+)")
+        yield Mesh(
+            environ={**environ, "MESH_NATS_URL": nats_url},
+            up=up,
+            nats_url=nats_url,
+            http_url=await up.says(r"OpenAI +(\S+)"),
+            registry_url=await up.says(r"registry +(\S+)/api/v1/agents"),
+            monitor_url=await up.says(r"monitor +(\S+)/api/agents/connection-test"),
+            varz_url=await up.says(r"broker +(\S+)/varz"),
+        )
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,15 @@
 """The commands as a person meets them: output, exit codes, speed, bad input."""
 
 import json
+import re
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 
 import pytest
 
-from tests.acceptance.conftest import Mesh
+from tests.acceptance.conftest import Mesh, run_mesh
 
 BAD_IDS = ("a.b", "*", ">", "a b", "a\n", "", "a" * 33)
 
@@ -112,13 +114,50 @@ async def test_no_broker_is_exit_code_six(mesh: Mesh) -> None:
 async def test_the_registry_is_listed(mesh: Mesh) -> None:
     """`agents`, `nodes` and `agent` show who is there, for people and for programs."""
     agents = await mesh.run("agents")
-    assert agents.out.splitlines()[0].split() == ["AGENT", "STATE", "NODE", "DESCRIPTION"]
-    assert "echo" in agents.out
+    assert agents.out.splitlines()[0].split() == ["AGENT", "STATE", "NODE", "SEEN", "DESCRIPTION"]
+    assert re.search(r"^echo +● online +node1 +\d+ s ago", agents.out, re.MULTILINE)
     listed = json.loads((await mesh.run("agents", "--json")).out)
-    assert [one["state"] for one in listed if one["card"]["id"] == "echo"] == ["online"]
-    assert "node1" in (await mesh.run("nodes")).out
+    [echo] = [one for one in listed if one["card"]["id"] == "echo"]
+    assert echo["state"] == "online"
+    nodes = await mesh.run("nodes")
+    assert nodes.out.splitlines()[0].split() == ["NODE", "STATE", "SEEN", "PROCESSES", "AGENTS"]
+    assert re.search(r"^node1 +● online +\d+ s ago", nodes.out, re.MULTILINE)
+    listed = json.loads((await mesh.run("nodes", "--json")).out)
+    [node1] = [one for one in listed if one["node"] == "node1"]
     shown = await mesh.run("agent", "echo")
     assert "agent.echo.inbox" in shown.out
+    assert re.search(r"^last seen +\d+ s ago", shown.out, re.MULTILINE)
+    for one in (echo, node1):
+        seen_at = datetime.fromisoformat(one["last_seen"])
+        assert (datetime.now(UTC) - seen_at).total_seconds() < 10
+
+
+async def test_who_is_gone_was_seen_at_a_time(mesh: Mesh) -> None:
+    """By the clock on the wall: how long ago would be guessed from two clocks."""
+    async with mesh.start("run", "handlers.solarius:agent", "--node", "node-t") as host:
+        await host.says("agent solarius runs")
+    moment = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
+    for command, pattern in (
+        (("agents",), rf"^solarius +○ offline +node-t +{moment} +Says"),
+        (("nodes",), rf"^node-t +○ offline +{moment} +0 +-"),
+        (("agent", "solarius"), rf"^last seen +{moment}$"),
+    ):
+        shown = await mesh.run(*command)
+        assert re.search(pattern, shown.out, re.MULTILINE), shown.out
+
+
+async def test_a_second_mesh_is_told_at_once(mesh: Mesh) -> None:
+    """On the same ports nothing is started: one line, with the port and the setting."""
+    urls = (mesh.http_url.removesuffix("/v1"), mesh.registry_url, mesh.monitor_url)
+    ports = [url.rpartition(":")[2] for url in urls]
+    for taken in (ports, ["0", ports[1], "0"], ["0", "0", ports[2]]):
+        environ = {**mesh.environ, "MESH_NATS_URL": "", "MESH_HTTP_PORTS": ",".join(taken)}
+        done = await run_mesh("up", environ=environ)
+        first = next(port for port in taken if port != "0")
+        assert (done.code, done.out) == (1, ""), done
+        assert done.err.count("\n") == 1
+        assert f"port {first} is in use, perhaps by a mesh that is up already" in done.err
+        assert f"MESH_HTTP_PORTS (now {','.join(taken)})" in done.err
 
 
 async def test_chat_keeps_the_conversation(mesh: Mesh) -> None:
@@ -135,9 +174,13 @@ async def test_publish_stores_an_event(mesh: Mesh) -> None:
 
 async def test_doctor_finds_nothing_wrong(mesh: Mesh) -> None:
     """On a healthy mesh no line is a failure; without a broker the exit code says so."""
-    done = await mesh.run("doctor")
+    urls = (mesh.http_url.removesuffix("/v1"), mesh.registry_url, mesh.monitor_url)
+    ports = [url.rpartition(":")[2] for url in urls]
+    done = await mesh.run("doctor", MESH_HTTP_PORTS=",".join(ports))
     assert (done.code, "✗" in done.out) == (0, False), done.out
     assert "a registrar is alive" in done.out
+    for name, port in zip(("OpenAI", "registry", "monitor"), ports, strict=True):
+        assert f"✓ {name}: HTTP door at http://127.0.0.1:{port}/health: 200" in done.out
     done = await mesh.run("doctor", MESH_NATS_URL="nats://127.0.0.1:9")
     assert (done.code, "✗ no broker" in done.out) == (1, True), done.out
 

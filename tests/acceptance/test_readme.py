@@ -68,14 +68,31 @@ async def test_the_first_agent_answers_all_three_ways(workshop: Workshop) -> Non
     assert await workshop.python("openai_client.py") == "You said: hello"
 
 
-async def test_the_curl_line_works(workshop: Workshop) -> None:
-    """Word for word, but for the port."""
-    found = re.search(r"\$ (curl .*?)\n\{", README, re.DOTALL)
-    assert found
-    line = found[1].replace("http://127.0.0.1:9102/v1", workshop.mesh.http_url)
+@pytest.mark.parametrize(
+    ("number", "wanted"),
+    [(0, '"content":"You said: hello"'), (1, '{"agent_id":"parrot","node":"node1"')],
+)
+async def test_the_curl_lines_work(workshop: Workshop, number: int, wanted: str) -> None:
+    """Word for word, but for the ports."""
+    found = re.findall(r"\$ (curl .*?)\n\{", README, re.DOTALL)
+    assert len(found) == 2
+    line = found[number].replace("http://127.0.0.1:9102/v1", workshop.mesh.http_url)
+    line = line.replace("http://127.0.0.1:9205", workshop.mesh.registry_url)
     process = await asyncio.create_subprocess_shell(line, stdout=asyncio.subprocess.PIPE)
     output, _ = await process.communicate()
-    assert b'"content":"You said: hello"' in output
+    assert wanted in output.decode()
+
+
+def test_the_greeting_is_as_shown(workshop: Workshop) -> None:
+    """Every address that `mesh up` prints stands on the page, in the same order."""
+    shown = README.partition("$ mesh up --node node1\n")[2].partition("```")[0]
+    said = [line for line in workshop.mesh.up.lines if line.startswith("  ")]
+    text = "\n".join(said).replace(str(workshop.folder / "data"), "~/.local/state/mesh")
+    assert _without_ports(text) == _without_ports(shown.strip("\n").partition("\n")[2])
+
+
+def _without_ports(text: str) -> str:
+    return re.sub(r":\d+", "", text)
 
 
 async def test_the_guide_streams_and_asks_and_publishes(workshop: Workshop) -> None:
@@ -123,4 +140,5 @@ def test_every_command_is_in_the_table() -> None:
     """The list of commands is the real one."""
     table = README.partition("## Commands")[2].partition("\n## ")[0]
     named = set(re.findall(r"`mesh ([a-z]+)", table))
-    assert named == {command.name for command in app.registered_commands}
+    commands = {one.name for one in app.registered_commands}
+    assert named == commands | {one.name for one in app.registered_groups}

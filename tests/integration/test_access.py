@@ -132,7 +132,7 @@ async def test_a_key_in_use_is_seldom_read(access: Access, connection: Connectio
         checked += 50
         await asyncio.sleep(0.01)
     sent = connection.client.stats["out_msgs"] - sent_before
-    assert checked > 2_000
+    assert checked > 500
     assert sent < 20, f"{sent} messages for {checked} checks in 2.5 s"
 
 

@@ -14,6 +14,7 @@ from nats.aio.msg import Msg
 
 from mesh import Agent, streams, subjects
 from mesh import headers as h
+from mesh.access import Access
 from mesh.callers import Caller, new_instance_id
 from mesh.calls import Call
 from mesh.client import MeshClient, open_client
@@ -248,6 +249,41 @@ async def test_others_are_not_overheard(ann: MeshClient, mallory: Client) -> Non
     await mallory.flush()
     await ann.ask("b", "a secret", timeout_s=5)
     assert heard == []
+
+
+async def test_api_keys_stay_in_core(core: Connection, mallory: Client) -> None:
+    """No user of AGENTS reads a hash or the shared secret, forges a key, or revokes one."""
+    access = Access(core)
+    issued = await access.create("door")
+    secret = await access.idempotency_secret()
+    subject = f"$KV.access.key.{issued.key.id}"
+    heard: list[Msg] = []
+
+    async def hear(message: Msg) -> None:
+        heard.append(message)
+
+    for one in ("$KV.access.>", "$KV.>", "registry.event.>", "audit.>"):
+        await mallory.subscribe(one, cb=hear)
+    body = b'{"batch":10,"seq":1,"next_by_subj":"$KV.access.>"}'
+    for request, data in (
+        (f"$JS.API.DIRECT.GET.{streams.ACCESS}.{subject}", b""),
+        (f"$JS.API.DIRECT.GET.{streams.ACCESS}", body),
+        (f"$JS.API.STREAM.MSG.GET.{streams.ACCESS}", b'{"seq":1}'),
+        (f"$JS.API.DIRECT.GET.{streams.REGISTRY}.{subject}", b""),
+    ):
+        assert await answered(mallory, request, data) is None
+    found = await answered(mallory, DIRECT_REGISTRY, b'{"last_by_subj":"%b"}' % subject.encode())
+    assert not found
+    await mallory.publish(subject, b"", headers={"KV-Operation": "DEL"})
+    await mallory.publish("$KV.access.secret.idempotency", b"known")
+    await mallory.flush()
+    await core.client.flush()
+    assert (await Access(core).verify(issued.token)).id == issued.key.id
+    assert await Access(core).idempotency_secret() == secret
+    await access.revoke(issued.key.id)
+    await core.client.flush()
+    await asyncio.sleep(CALM_S)
+    assert [one for one in heard if issued.key.sha256.encode() in one.data] == []
 
 
 async def test_a_registry_event_cannot_be_forged(directory: Directory, mallory: Client) -> None:

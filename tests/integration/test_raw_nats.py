@@ -14,6 +14,7 @@ from nats.aio.client import Client
 from handlers.foreign import attach
 from mesh import Agent, CallContext, ChatRequest
 from mesh.client import MeshClient
+from mesh.questions import encode_question
 from mesh.settings import Settings
 from schemas.card import AgentCard
 from tests.conftest import Running, until
@@ -242,6 +243,51 @@ async def test_an_attached_faststream_application_is_a_full_agent(
         reply = await client.ask(agent_id, "hello")
         assert reply.text.startswith("faststream read ")
     await until(lambda: client.directory.agent(agent_id).state == "offline")
+
+
+async def test_an_attached_faststream_application_answers_pings(
+    agent_id: str, settings: Settings, client: MeshClient, bare: Client
+) -> None:
+    """Neither its handler runs, nor its filter and publisher; the request is acknowledged."""
+    broker, runs = NatsBroker(settings.nats_url), []
+    app = FastStream(broker)
+    attach(app, AgentCard(id=agent_id), settings=settings)
+
+    async def note(message: NatsMessage) -> bool:
+        runs.append("filter")
+        return True
+
+    subscriber = broker.subscriber(
+        f"agent.{agent_id}.inbox",
+        stream=JStream("INBOX", declare=False),
+        durable=agent_id,
+        pull_sub=PullSub(1),
+        ack_policy=AckPolicy.MANUAL,
+    )
+
+    @subscriber(filter=note)
+    @broker.publisher(f"noted.{agent_id}")
+    async def answer(message: NatsMessage) -> str:
+        runs.append("handler")
+        await message.ack()
+        return "told"
+
+    noted = await bare.subscribe(f"noted.{agent_id}")
+    await app.start()
+    try:
+        await until(lambda: client.directory.agent_record(agent_id) is not None)
+        body = encode_question(agent_id, "ping", stream=False)
+        call = await client.start(agent_id, body, timeout_s=5, is_ping=True)
+        frame = await call.result()
+        assert (frame.node, (await call.reply()).text) == (settings.node, "pong")
+        assert runs == []
+        assert (await client.ask(agent_id, "hello")).text == "told"
+        assert (runs, (await noted.next_msg(timeout=5)).data) == (["filter", "handler"], b"told")
+        assert noted.pending_msgs == 0
+        info = await bare.jsm().stream_info("INBOX", subjects_filter=f"agent.{agent_id}.inbox")
+        assert not info.state.subjects
+    finally:
+        await app.stop()
 
 
 async def test_a_faststream_application_calls_an_agent(

@@ -6,8 +6,7 @@ from collections.abc import AsyncIterator, Callable
 import httpx2
 import pytest
 
-from mesh import Agent, CallContext, ChatRequest, subjects
-from mesh import headers as h
+from mesh import Agent, CallContext, ChatRequest
 from mesh.connection import Connection, open_connection
 from mesh.directory import Directory
 from mesh.errors import (
@@ -64,37 +63,6 @@ async def test_a_lost_broker(
     assert answer.status_code == 503
     assert error_of(answer)["code"] == "broker_unavailable"
     assert answer.headers["retry-after"] == "2"
-
-
-async def test_a_full_mailbox(
-    *,
-    http: httpx2.AsyncClient,
-    agent_id: str,
-    running: Running,
-    directory: Directory,
-    connection: Connection,
-    settings: Settings,
-) -> None:
-    """The request was not stored: 429, and when to come again."""
-    agent = Agent(agent_id, concurrency=1)
-
-    @agent.chat
-    async def never(request: ChatRequest) -> str:
-        await asyncio.Event().wait()
-        return ""
-
-    async with online(running, directory, agent, grace_s=0):
-        publisher, subject = connection.publisher, subjects.inbox(agent_id)
-        headers = {h.TTL: "2", h.TIMEOUT_MS: "2000"}
-        sent = [await publisher.submit(subject, b"x", headers) for _ in range(settings.mailbox_max)]
-        await asyncio.gather(*sent)
-        answer = await http.post(CHAT, json=ask(agent_id))
-    assert answer.status_code == 429
-    error = error_of(answer)
-    assert (error["type"], error["code"]) == ("rate_limit_error", "agent_busy")
-    assert answer.headers["retry-after"] == "1"
-    assert "x-should-retry" not in answer.headers
-    assert answer.headers["mesh-call-id"]
 
 
 @pytest.mark.parametrize("stream", [False, True])

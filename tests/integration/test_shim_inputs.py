@@ -27,7 +27,14 @@ async def http(connection: Connection, directory: Directory) -> AsyncIterator[ht
         yield client
 
 
-BAD_IDS = ["a.b", "*", ">", "a b", "a\n", "", "x" * 33]
+JSON = {"content-type": "application/json"}
+BAD_IDS = [
+    *("a.b", "*", ">", "a b", "a\n", "", "x" * 33, ".", "..", "a*", "a>b", "a\tb", "\0", "a\0"),
+    *("a\r\nPUB x 1", "ä", "ⅷ", "\u0430gent", "\u202etnega", "agent\u200b", "🌞", "A", "NUL"),
+    *("../x", "a/b", "a\\b", "$JS", "$KV", "_INBOX", "_R_", "%2e", "{{name()}}", "-x", "x-", "x_"),
+    *("--help", "__proto__", "'; DROP", "<img src=x>", "x" * 64, "x" * 1_000, " agent", "agent "),
+]
+NOBODYS_IDS = ["y" * 31, "y" * 32, "constructor", "con", "nul", "null", "none", "0", "a--b", "a__b"]
 BAD_BODIES: list[tuple[bytes | dict[str, Any], str]] = [
     (b"", "body"),
     (b"not json", "body"),
@@ -37,6 +44,13 @@ BAD_BODIES: list[tuple[bytes | dict[str, Any], str]] = [
     ({"model": GOOD, "messages": []}, "messages"),
     ({"model": GOOD, "messages": "hello"}, "messages"),
     ({"model": 7, "messages": HELLO}, "model"),
+    ({"model": None, "messages": HELLO}, "model"),
+    ({"model": [GOOD], "messages": HELLO}, "model"),
+    ({"model": {"id": GOOD}, "messages": HELLO}, "model"),
+    ({"messages": HELLO}, "model"),
+    (ask(f"{GOOD}@"), "model"),
+    (ask("@node1"), "model"),
+    (ask(f"{GOOD}@node1@node1"), "model"),
     (ask(GOOD, agent_id=7), "agent_id"),
     (ask(GOOD, target_node=["node1"]), "target_node"),
     (ask(GOOD, source_agent={}), "source_agent"),
@@ -57,7 +71,7 @@ async def test_bad_input_is_blamed_and_harms_nobody(
     async with online(running, directory, replier(GOOD)):
         for body, param in BAD_BODIES:
             if isinstance(body, bytes):
-                answer = await http.post(CHAT, content=body)
+                answer = await http.post(CHAT, content=body, headers=JSON)
             else:
                 answer = await http.post(CHAT, json=body)
             assert answer.status_code == 400, body
@@ -75,13 +89,23 @@ async def test_bad_input_is_blamed_and_harms_nobody(
         ({"X-Mesh-Source-Agent": "a b"}, "X-Mesh-Source-Agent"),
         ({"X-Mesh-Timeout": "0"}, "X-Mesh-Timeout"),
         ({"X-Mesh-Timeout": "soon"}, "X-Mesh-Timeout"),
+        ({"X-Mesh-Timeout": "nan"}, "X-Mesh-Timeout"),
+        ({"X-Mesh-Timeout": "-1"}, "X-Mesh-Timeout"),
+        ({"X-Mesh-Timeout": "1e3"}, "X-Mesh-Timeout"),
+        ({"X-Mesh-Timeout": "99999"}, "X-Mesh-Timeout"),
+        ({"X-Mesh-Timeout": "9" * 5_000}, "X-Mesh-Timeout"),
+        ({"X-Mesh-Agent": "_INBOX"}, "X-Mesh-Agent"),
+        ({"X-Mesh-Agent": "\xe4"}, "X-Mesh-Agent"),
+        ({"X-Mesh-Agent": "x" * 5_000}, "X-Mesh-Agent"),
+        ({"X-Mesh-Source-Node": "../x"}, "X-Mesh-Source-Node"),
     ],
 )
 async def test_bad_headers_are_blamed(
     http: httpx2.AsyncClient, headers: dict[str, str], param: str
 ) -> None:
     """A header that cannot be is named as the parameter."""
-    answer = await http.post(CHAT, json=ask(GOOD), headers=headers)
+    raw = {name.encode(): value.encode("latin-1") for name, value in headers.items()}
+    answer = await http.post(CHAT, json=ask(GOOD), headers=raw)
     assert answer.status_code == 400
     assert error_of(answer)["param"] == param
 
@@ -109,7 +133,8 @@ async def test_a_body_over_the_limit(
         for _ in range(size // 65_536):
             yield b" " * 65_536
 
-    answer = await http.post(CHAT, content=parts() if is_chunked else b" " * size)
+    content = parts() if is_chunked else b" " * size
+    answer = await http.post(CHAT, content=content, headers=JSON)
     assert answer.status_code == 413
     assert error_of(answer)["code"] == "payload_too_large"
     assert connection.client.is_connected
@@ -186,7 +211,7 @@ async def test_who_is_not_there(
         online(running, directory, replier(GOOD)),
         online(running, directory, replier("elsewhere"), node="node2"),
     ):
-        for target in ("nobody", f"{GOOD}@node9", f"{GOOD}@node2"):
+        for target in ("nobody", f"{GOOD}@node9", f"{GOOD}@node2", *NOBODYS_IDS):
             answer = await http.post(CHAT, json=ask(target))
             assert answer.status_code == 404, target
             error = error_of(answer)

@@ -1,9 +1,8 @@
-"""The HTTP door, byte by byte: streams, paths, headers, foreign agents."""
+"""The HTTP door: its health, and agents that are not ours. Its own bytes: see tests/conformance."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
 
 import httpx2
 import orjson
@@ -11,7 +10,7 @@ import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from mesh import Agent, ChatRequest, registry
+from mesh import registry
 from mesh.connection import Connection, open_connection
 from mesh.directory import Directory
 from mesh.runtime import describe_process
@@ -20,7 +19,7 @@ from mesh.version import VERSION
 from schemas.card import AgentCard
 from schemas.registry import Announcement, Role, State
 from tests.conftest import Running, until
-from tests.shim import CHAT, ask, chunks, online, replier, serving, speaker
+from tests.shim import CHAT, ask, chunks, online, replier, serving
 
 
 @pytest.fixture(scope="module")
@@ -31,83 +30,6 @@ async def http(connection: Connection, directory: Directory) -> AsyncIterator[ht
         httpx2.AsyncClient(base_url=base, timeout=10) as client,
     ):
         yield client
-
-
-@pytest.mark.parametrize("make", [speaker, replier])
-async def test_a_stream_is_data_lines(
-    http: httpx2.AsyncClient, agent_id: str, running: Running, directory: Directory, make: Any
-) -> None:
-    """Role first, words, finish, [DONE]: and no chunk without choices, which nobody asked for."""
-    async with online(running, directory, make(agent_id)):
-        answer = await http.post(CHAT, json=ask(agent_id, stream=True))
-    assert answer.status_code == 200
-    assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
-    assert answer.headers["cache-control"] == "no-cache"
-    assert answer.headers["x-accel-buffering"] == "no"
-    assert len(answer.headers["mesh-call-id"]) == 32
-    role, *words, finish, done = chunks(answer.text)
-    assert done == "[DONE]"
-    assert role["choices"][0]["delta"] == {"role": "assistant", "content": ""}
-    assert all(one["choices"][0]["delta"].keys() == {"content"} for one in words)
-    assert finish["choices"][0] == {
-        "index": 0,
-        "delta": {},
-        "logprobs": None,
-        "finish_reason": "stop",
-    }
-    assert all("usage" not in one for one in (role, *words, finish))
-
-
-async def test_a_slow_stream_shows_its_headers(
-    http: httpx2.AsyncClient, agent_id: str, running: Running, directory: Directory
-) -> None:
-    """They come after a second, before the agent has said anything."""
-    go_on = asyncio.Event()
-    agent = Agent(agent_id)
-
-    @agent.chat
-    async def think(request: ChatRequest) -> str:
-        await go_on.wait()
-        return "done"
-
-    async with (
-        online(running, directory, agent),
-        http.stream("POST", CHAT, json=ask(agent_id, stream=True)) as answer,
-    ):
-        assert answer.status_code == 200
-        assert not go_on.is_set()
-        go_on.set()
-        text = (await answer.aread()).decode()
-    assert chunks(text)[1]["choices"][0]["delta"] == {"content": "done"}
-
-
-@pytest.mark.parametrize("path", [CHAT, "/chat/completions", f"{CHAT}/", "/chat/completions/"])
-async def test_the_paths_of_chat(
-    http: httpx2.AsyncClient, agent_id: str, running: Running, directory: Directory, path: str
-) -> None:
-    """With `/v1` and without, with a slash at the end and without, and never a redirect."""
-    async with online(running, directory, replier(agent_id)):
-        answer = await http.post(path, json=ask(agent_id))
-    assert answer.status_code == 200
-    assert answer.headers["content-type"] == "application/json"
-    assert answer.headers["mesh-call-id"] in answer.json()["id"]
-
-
-@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/", "/models", "/models/"])
-async def test_the_paths_of_models(http: httpx2.AsyncClient, path: str) -> None:
-    """The same list everywhere."""
-    answer = await http.get(path)
-    assert answer.status_code == 200
-    assert answer.json()["object"] == "list"
-
-
-@pytest.mark.parametrize("path", ["/health", "/v1/models", "/nowhere", CHAT])
-async def test_every_answer_has_a_request_id(http: httpx2.AsyncClient, path: str) -> None:
-    """The client's own if it is usable, one of ours if not."""
-    named = await http.get(path, headers={"x-request-id": "my-request-1"})
-    unnamed = await http.get(path)
-    assert named.headers["x-request-id"] == "my-request-1"
-    assert unnamed.headers["x-request-id"].startswith("req_")
 
 
 async def test_health(http: httpx2.AsyncClient, running: Running, directory: Directory) -> None:

@@ -23,6 +23,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
                 "mesh.frames",
                 "mesh.completions",
                 "mesh.streams",
+                "mesh.tool_calls",
             }
         ),
     ),
@@ -41,13 +42,26 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
                 "mesh.delivery",
                 "mesh.pulls",
                 "mesh.replies",
+                "mesh.pings",
                 "mesh.requests",
                 "mesh.broker",
                 "mesh.supervisor",
             }
         ),
     ),
-    ("registry", frozenset({"mesh.access", "mesh.registry", "mesh.directory", "mesh.heartbeat"})),
+    (
+        "registry",
+        frozenset(
+            {
+                "mesh.access",
+                "mesh.registry",
+                "mesh.records",
+                "mesh.standing",
+                "mesh.directory",
+                "mesh.heartbeat",
+            }
+        ),
+    ),
     (
         "client, agent",
         frozenset(
@@ -69,6 +83,18 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
         "runtime",
         frozenset(
             {"mesh.invocation", "mesh.execution", "mesh.worker", "mesh.events", "mesh.runtime"}
+        ),
+    ),
+    (
+        "probes",
+        frozenset(
+            {
+                "mesh.nats_probes",
+                "mesh.http_probes",
+                "mesh.prober",
+                "mesh.probes",
+                "mesh.probe_report",
+            }
         ),
     ),
     ("shim | handlers", frozenset({"mesh.shim", "handlers"})),

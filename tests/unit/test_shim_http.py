@@ -1,15 +1,17 @@
 """Bodies, headers and waiting, on plain ASGI."""
 
 import asyncio
+import time
 from collections.abc import MutableMapping
+from contextlib import suppress
 from typing import Any, cast
 
 import pytest
 from starlette.requests import ClientDisconnect
 
-from mesh.errors import CallError, PayloadTooLargeError
+from mesh.errors import CallError, InvalidInputError, PayloadTooLargeError
 from mesh.shim.door import Door, settle
-from mesh.shim.http import read_body, request_id
+from mesh.shim.http import MAX_DEPTH, read_body, request_id, require_shallow
 from tests.conftest import until
 
 LIMIT = 10
@@ -118,3 +120,56 @@ async def test_waiting_ends_when_the_door_closes(door: Door) -> None:
             await over
     with door.waiting(Sender().receive) as over, pytest.raises(CallError, match="stopping"):
         await over
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[" * MAX_DEPTH + b"]" * MAX_DEPTH,
+        b"[[]," * 32 + b"1" + b"]" * 32,
+        b"[" + b"{},[]," * 500 + b"1]",
+        b'{"a":"' + b"[" * 1_000 + b'"}',
+        b'["' + rb"\"[" * 1_000 + b'"]',
+        rb'["\\",' + b'"[",' * 1_000 + b"1]",
+        b'{"a":"' + b"[" * 1_000,
+    ],
+)
+def test_json_that_is_not_deep(body: bytes) -> None:
+    """Many brackets beside each other, or in strings, make no depth."""
+    require_shallow(body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1),
+        b"[" * 100_000,
+        b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+        b'[{"a":' * 40 + b"1" + b"}]" * 40,
+        b"[[]," * 65 + b"1" + b"]" * 65,
+        rb'["\\",' + b"[" * 65,
+        b'["\xff\xfe"' + b"[" * 65,
+    ],
+)
+def test_json_that_is_too_deep(body: bytes) -> None:
+    """Arrays, objects, both in turn, valid or not."""
+    with pytest.raises(InvalidInputError, match="deeper than 64") as caught:
+        require_shallow(body)
+    assert caught.value.field == "body"
+
+
+async def test_a_deep_body_is_refused_when_it_is_read() -> None:
+    """Before anybody parses it."""
+    sender = Sender(b"[" * 40, b"[" * 40)
+    with pytest.raises(InvalidInputError):
+        await read_body(scope(), sender.receive, 1_000)
+
+
+@pytest.mark.parametrize("body", [b'["' + rb"\"" * 400_000, b"[" * 65 + b'"' * 900_000])
+def test_no_body_makes_the_check_slow(body: bytes) -> None:
+    """Each byte is looked at a few times at most: these took minutes with a naive pattern."""
+    begun = time.perf_counter()
+    with suppress(InvalidInputError):
+        require_shallow(body)
+    assert time.perf_counter() - begun < 2

@@ -11,17 +11,15 @@ import pytest
 from mesh.callers import Caller
 from mesh.calls import Call
 from mesh.client import MeshClient
-from mesh.completions import completion
+from mesh.completions import completion, completion_body
 from mesh.connection import Connection
 from mesh.errors import InvalidInputError, ProtocolError
 from mesh.frames import Frame
 from mesh.shim.app import create_app
 from mesh.shim.door import Door
-from mesh.shim.openai import chunk_bodies, completion_body, model_object, read_request
-from schemas.card import AgentCard
+from mesh.shim.openai import chunk_bodies, read_request
 from schemas.chat import ChatReply, Usage
 from schemas.frame import FrameKind
-from schemas.registry import AgentView, State
 
 TOOL = {"id": "t1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
 
@@ -42,9 +40,34 @@ async def bodies(call: Call, *, include_usage: bool = False) -> list[dict[str, A
 
 
 async def test_a_completion_passes_byte_by_byte() -> None:
-    """What the agent wrote is what the client reads."""
-    body = b'{ "choices": [{"message": {"role": "assistant", "content": "hi"}}], "odd": 1 }'
+    """What the agent wrote is what the client reads, if nothing is missing in it."""
+    body = (
+        b'{ "id": "x", "object": "chat.completion", "created": 1, "model": "m", "odd": 1,'
+        b' "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}, "choices":'
+        b' [{"index": 0, "message": {"role": "assistant", "content": "hi"}, '
+        b'"finish_reason": "length"}] }'
+    )
     assert completion_body("c1", "solarius", final(body)) == body
+
+
+@pytest.mark.parametrize("reason", [None, "", "eos_token", [], 7])
+async def test_what_a_completion_lacks_is_filled_in(reason: Any) -> None:
+    """Clients demand more than agents write; what these did write stays."""
+    message = {"content": "hi", "annotations": []}
+    given = {"choices": [{"message": message, "finish_reason": reason}], "odd": 1, "usage": None}
+    body = orjson.loads(completion_body("c1", "solarius", final(orjson.dumps(given))))
+    assert (body["id"], body["model"], body["odd"]) == ("chatcmpl-c1", "solarius", 1)
+    assert body["object"] == "chat.completion"
+    assert body["created"] > 1_700_000_000
+    assert body["usage"] == {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+    assert body["choices"] == [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "refusal": None, **message},
+            "logprobs": None,
+            "finish_reason": "stop",
+        }
+    ]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +94,19 @@ async def test_any_other_answer_is_wrapped(frame: Frame, content: str) -> None:
     assert body["mesh"] == {"agent_id": "solarius", "node": "node2", "call_id": "c1"}
 
 
-@pytest.mark.parametrize("body", [b'{"choices": []}', b'{"choices": [{}]}', b"{", b""])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"choices": []}',
+        b'{"choices": [{}]}',
+        b'{"choices": [{"message": []}]}',
+        b'{"choices": [{"message": {"content": 7}}]}',
+        b'{"choices": [{"message": {"tool_calls": ["look"]}}]}',
+        b'{"choices": [{"message": {"tool_calls": [{"function": "look"}]}}]}',
+        b"{",
+        b"",
+    ],
+)
 async def test_a_completion_without_an_answer_is_an_error(body: bytes) -> None:
     """Clients index into `choices` without looking."""
     with pytest.raises(ProtocolError):
@@ -142,6 +177,8 @@ async def test_chunks_pass_byte_by_byte() -> None:
         (b'{"messages": [{"role": "user"}], "stream": "maybe"}', "stream"),
         (b'{"messages": [{"role": "user"}], "n": 2}', "n"),
         (b'{"messages": [{"role": "user"}], "n": 0}', "n"),
+        (b'{"messages": [{"role": "user"}], "n": ""}', "n"),
+        (b'{"messages": [{"role": "user"}], "stream": ""}', "stream"),
     ],
 )
 def test_what_is_no_request_is_blamed(body: bytes, field: str) -> None:
@@ -168,21 +205,3 @@ async def test_an_answer_that_was_faster_than_we_is_not_waited_for() -> None:
         body = {"model": "solarius", "messages": [{"role": "user", "content": "hi"}]}
         answer = await asyncio.wait_for(client.post("/v1/chat/completions", json=body), 5)
     assert answer.json()["choices"][0]["message"]["content"] == "quick"
-
-
-def test_a_model_is_an_agent() -> None:
-    """With the time since when it is known, and where it runs."""
-    view = AgentView(
-        card=AgentCard(id="solarius"),
-        state=State.ONLINE,
-        nodes=("node1", "node2"),
-        registered_at="2026-11-22T20:00:00+00:00",
-    )
-    assert model_object(view, "solarius") == {
-        "id": "solarius",
-        "object": "model",
-        "created": 1795377600,
-        "owned_by": "mesh",
-        "name": "solarius (node1, node2)",
-    }
-    assert model_object(view.model_copy(update={"registered_at": ""}), "s")["created"] == 0

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mesh.errors import AgentFailedError, ProtocolError
-from mesh.shim.sse import EventStream, event
+from mesh.shim.sse import EventStream, Pace, event
 from tests.conftest import until
 
 
@@ -56,7 +56,7 @@ async def test_silence_is_filled_with_comments() -> None:
     """Proxies see life; clients see nothing."""
     client = Client()
     go_on = asyncio.Event()
-    stream = EventStream(client.send, {}, begin_after_s=0.01, keep_alive_s=0.02)
+    stream = EventStream(client.send, {}, pace=Pace(0.01, 0.02))
     task = asyncio.create_task(stream.relay(events(b"{}", then=go_on.wait())))
     await until(lambda: client.body.count(b": keep-alive\n\n") >= 2)
     go_on.set()
@@ -69,7 +69,7 @@ async def test_a_slow_answer_begins_without_its_first_event() -> None:
     """Clients get their headers in time, and no body before there is one."""
     client = Client()
     go_on = asyncio.Event()
-    stream = EventStream(client.send, {}, begin_after_s=0.01)
+    stream = EventStream(client.send, {}, pace=Pace(0.01))
 
     async def late() -> AsyncGenerator[bytes, None]:
         await go_on.wait()

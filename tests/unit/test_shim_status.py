@@ -12,13 +12,27 @@ from mesh.errors import (
     BrokerUnreachableError,
     CallTimeoutError,
     InvalidInputError,
+    KeyReusedError,
     MailboxFullError,
     MeshError,
     NodeNotFoundError,
+    NotAllowedError,
     PayloadTooLargeError,
+    ProtocolError,
     StreamRestartedError,
+    UnauthenticatedError,
 )
-from mesh.shim.status import TABLE, UNSUPPORTED_PARAMETER, failure
+from mesh.shim.status import (
+    HEADERS_TOO_LARGE,
+    MALFORMED,
+    TABLE,
+    TOO_MANY_CONNECTIONS,
+    UNSUPPORTED_PARAMETER,
+    Row,
+    failure,
+    refusal,
+    unreadable,
+)
 
 
 def tree(root: type[MeshError]) -> Iterator[type[MeshError]]:
@@ -68,6 +82,8 @@ def test_every_row_makes_a_whole_envelope(error_class: type[MeshError]) -> None:
         (BrokerUnreachableError("x"), 503, "server_error", "broker_unavailable", None),
         (MailboxFullError("x"), 429, "rate_limit_error", "agent_busy", None),
         (CallTimeoutError("x"), 504, "server_error", "agent_timeout", None),
+        (UnauthenticatedError("x"), 401, "authentication_error", "invalid_api_key", None),
+        (NotAllowedError("x"), 403, "permission_error", "agent_not_allowed", "model"),
         (AgentFailedError("x"), 502, "server_error", "agent_error", None),
     ],
 )
@@ -111,6 +127,12 @@ def test_what_was_sent_is_not_to_be_repeated(error: MeshError) -> None:
     assert told.headers == {"x-should-retry": "false"}
 
 
+@pytest.mark.parametrize("error", [KeyReusedError("x"), MeshError("x"), ProtocolError("x")])
+def test_what_would_fail_again_is_not_to_be_repeated(error: MeshError) -> None:
+    """OpenAI clients repeat a 409 and a 500 by themselves, unless they are told."""
+    assert failure(error).headers == {"x-should-retry": "false"}
+
+
 def test_a_full_mailbox_may_be_retried_although_it_was_sent() -> None:
     """The broker refused the request, so nobody works on it."""
     told = failure(MailboxFullError("x", agent="solarius"), sent_to="solarius")
@@ -152,3 +174,23 @@ def test_a_class_of_somebody_else_has_the_row_of_its_parent() -> None:
         code = "out_of_tea"
 
     assert failure(OutOfTeaError("no tea")).status == 502
+
+
+def test_who_shows_no_key_is_told_how() -> None:
+    """The header that HTTP wants beside a 401 (RFC 9110, 11.6.1)."""
+    assert failure(UnauthenticatedError("x")).headers["www-authenticate"] == "Bearer"
+    assert failure(UnauthenticatedError("x"), sent_to="solarius").status == 502
+
+
+@pytest.mark.parametrize(("status", "code"), [(400, MALFORMED), (431, HEADERS_TOO_LARGE)])
+def test_a_parsers_complaint_has_its_row(status: int, code: Row) -> None:
+    """And one that nobody has thought of is a malformed request."""
+    assert unreadable(status) is code
+    assert unreadable(499) is MALFORMED
+
+
+def test_a_refusal_may_ask_to_come_again() -> None:
+    """Too many connections will be fewer soon."""
+    told = refusal(TOO_MANY_CONNECTIONS, "x")
+    assert (told.status, told.headers["retry-after"]) == (503, "2")
+    assert orjson.loads(told.body)["error"]["code"] == "too_many_connections"

@@ -20,6 +20,7 @@ import pytest
 from nats.aio.msg import Msg
 
 from mesh import Agent, ChatRequest, errors, headers, subjects
+from mesh.access import Access
 from mesh.callers import Caller, new_instance_id
 from mesh.client import MeshClient, open_client
 from mesh.connection import Connection
@@ -42,6 +43,8 @@ NAMES = [
     "stored",
     "cancel",
     "error",
+    "ping",
+    "pong",
     "bare-request",
     "bare-answer",
     "event",
@@ -50,8 +53,10 @@ NAMES = [
     "placement-record",
     "instance-record",
     "node-record",
+    "reign-record",
     "heartbeat",
     "withdraw",
+    "access-record",
     "dead-letter",
 ]
 
@@ -83,6 +88,11 @@ class Recorder:
                 return seen
         return None
 
+    def answer_to(self, request: Seen | None) -> Seen | None:
+        """Return the first frame that answers a request."""
+        reply_to = request.headers["reply_to"] if request else ""
+        return self.find(re.escape(reply_to), mesh_kind="final")
+
 
 def normalised(text: str) -> str:
     """Replace what changes from run to run by its name."""
@@ -107,7 +117,9 @@ def normalised(text: str) -> str:
         (r'"pid":\d+', '"pid":<pid>'),
         (r'"host":"[^"]*"', '"host":"<host>"'),
         (r'"mesh_version":"[^"]*"', '"mesh_version":"<version>"'),
-        (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", "<time>"),
+        (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\+00:00|Z)", "<time>"),
+        (r"(\$KV\.access\.key\.|{\"id\":\")[a-z0-9]{10}\b", r"\1<key>"),
+        (r"[0-9a-f]{64}", "<sha256>"),
     ):
         text = re.sub(pattern, name, text)
     return text
@@ -145,7 +157,7 @@ async def traffic(
     """What a scenario sends, by the name of its block."""
     recorder = Recorder()
     witness = await nats.connect(nats_url)
-    for subject in ("agent.>", "registry.>", "dead.>"):
+    for subject in ("agent.>", "registry.>", "dead.>", "$KV.access.>"):
         await witness.subscribe(subject, cb=recorder.take)
     await witness.flush()
     caller = Caller("daarwizz", "node1", new_instance_id())
@@ -159,10 +171,14 @@ async def traffic(
             with pytest.raises(AgentFailedError):
                 await client.ask("solarius", "fail")
             await _cancel_one(client)
+            ping = encode_question("solarius", "ping", stream=False)
+            await (await client.start("solarius", ping, timeout_s=3, is_ping=True)).result()
             await witness.publish("agent.solarius.inbox", b"What time is it?")
             await until(lambda: recorder.find(r"agent\.solarius\.reply") is not None)
             await client.publish_event("solarius", "noon", b'{"at":"12:00"}')
-            await until(lambda: recorder.find(r"registry\.heartbeat\.node-b\..*") is not None)
+            for subject in (r"registry\.heartbeat\.node-b\..*", r"registry\.event\.reign\.node1"):
+                await until(lambda subject=subject: recorder.find(subject) is not None)
+        await Access(connection).create("phone", agents=["solarius"], lifetime_s=86_400)
         await witness.publish("agent.nobody.inbox", b"Anybody there?")
         await until(lambda: recorder.find(r"dead\.nobody") is not None)
     await witness.close()
@@ -195,6 +211,8 @@ def _named(
         "stored": recorder.find(reply, mesh_kind="stored"),
         "cancel": recorder.find(r"agent\.solarius\.cancel\..*"),
         "error": recorder.find(reply, mesh_kind="error"),
+        "ping": recorder.find(r"agent\.solarius\.inbox", mesh_ping="1"),
+        "pong": recorder.answer_to(recorder.find(r"agent\.solarius\.inbox", mesh_ping="1")),
         "bare-request": Seen("agent.solarius.inbox", {}, b"What time is it?"),
         "bare-answer": recorder.find(r"agent\.solarius\.reply"),
         "event": recorder.find(r"agent\.solarius\.event\..*"),
@@ -203,8 +221,10 @@ def _named(
         "placement-record": recorder.find(r"registry\.event\.placement\.solarius\..*"),
         "instance-record": recorder.find(rf"registry\.event\.instance\.{instance}"),
         "node-record": recorder.find(r"registry\.event\.node\.node-b"),
+        "reign-record": recorder.find(r"registry\.event\.reign\.node1"),
         "heartbeat": recorder.find(r"registry\.heartbeat\.node-b\..*"),
         "withdraw": recorder.find(r"registry\.withdraw\.solarius"),
+        "access-record": recorder.find(r"\$KV\.access\.key\..*"),
         "dead-letter": recorder.find(r"dead\.nobody"),
     }
 

@@ -14,13 +14,14 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from uuid import uuid4
 
 import nats
 import orjson
 from nats.aio.msg import Msg
+from nats.js import JetStreamContext
 
 from mesh import Agent, ChatRequest
 from mesh.broker import embedded_broker
@@ -32,49 +33,22 @@ from mesh.errors import BrokerUnreachableError
 from mesh.provision import ensure_streams
 from mesh.runtime import AgentHost
 from mesh.settings import Settings
+from scripts.benchmarks import hand
+from scripts.benchmarks.processes import BenchError, Spoken, python, running
 
-CREDITS = 64
+CREDITS = hand.CREDITS
+BARE = "bare"
+DESCRIPTION = "Calls through the mesh, beside the same round trip by hand in nats-py."
 BODY = orjson.dumps({"model": "bench", "messages": [{"role": "user", "content": "hello"}]})
 ANSWER = orjson.dumps({"choices": [{"message": {"role": "assistant", "content": "hello"}}]})
 
 
-async def run_bare_agent(url: str) -> None:
-    """Answer by hand: pull with credits, store the reply, then acknowledge."""
-    client = await nats.connect(url)
-    stream = client.jetstream()
-    inbox = client.new_inbox()
-    free = 0
-
-    async def pull() -> None:
-        nonlocal free
-        batch, free = free, 0
-        request = orjson.dumps({"batch": batch, "expires": 30_000_000_000})
-        await client.publish("$JS.API.CONSUMER.MSG.NEXT.INBOX.bare", request, reply=inbox)
-
-    async def answer(message: Msg) -> None:
-        nonlocal free
-        headers = message.headers or {}
-        call = headers["correlation_id"]
-        reply = {"correlation_id": call, "Nats-Msg-Id": f"{call}.final"}
-        await stream.publish(headers["reply_to"], ANSWER, headers=reply)
-        await client.publish(message.reply, b"+ACK")
-        free += 1
-        if free == 1:
-            asyncio.get_running_loop().call_soon(lambda: tasks.add(asyncio.create_task(pull())))
-
-    tasks: set[asyncio.Task[None]] = set()
-
-    async def on_message(message: Msg) -> None:
-        if message.reply:
-            task = asyncio.create_task(answer(message))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-
-    await client.subscribe(inbox, cb=on_message)
-    free = CREDITS
-    await pull()
-    print("ready", flush=True)
-    await asyncio.Event().wait()
+async def answer_by_hand(stream: JetStreamContext, message: Msg) -> None:
+    """Store the same reply to every request."""
+    headers = message.headers or {}
+    call = headers["correlation_id"]
+    reply = {"correlation_id": call, "Nats-Msg-Id": f"{call}.final"}
+    await stream.publish(headers["reply_to"], ANSWER, headers=reply)
 
 
 async def run_mesh_agent(url: str) -> None:
@@ -170,54 +144,22 @@ async def run_caller(kind: str, url: str, calls: int, in_flight: int) -> None:
     print(json.dumps(result), flush=True)
 
 
-@asynccontextmanager
-async def child(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run this script in another process, in another role."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, __file__, *arguments, stdout=asyncio.subprocess.PIPE
-    )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.terminate()
-        await process.wait()
-
-
-async def first_line(process: asyncio.subprocess.Process) -> str:
-    """Return the first line a child prints."""
-    assert process.stdout is not None
-    return (await asyncio.wait_for(process.stdout.readline(), 120)).decode()
+def child(*arguments: str) -> AbstractAsyncContextManager[Spoken]:
+    """Run this bench in another process, in another role."""
+    command = python("scripts.benchmarks", "calls", *arguments)
+    return running(" ".join(arguments[:2]), command)
 
 
 async def prepare(url: str) -> None:
     """Declare the mesh's streams, and the durable of the agent by hand."""
     async with open_connection(url, name="bench") as connection:
         await ensure_streams(connection, Settings(nats_url=url))
-        config = nats.js.api.ConsumerConfig(
-            durable_name="bare",
-            filter_subject="agent.bare.inbox",
-            ack_policy=nats.js.api.AckPolicy.EXPLICIT,
-            ack_wait=10,
-        )
-        await connection.client.jsm().add_consumer("INBOX", config)
+    await hand.declare_mailbox(url, BARE)
 
 
-@asynccontextmanager
-async def control_plane(url: str) -> AsyncIterator[None]:
+def control_plane(url: str) -> AbstractAsyncContextManager[Spoken]:
     """Run the registrar, which makes the mesh agent's mailbox."""
-    import os  # noqa: PLC0415
-
-    root = Path(__file__).parent.parent
-    environ = {**os.environ, "MESH_NATS_URL": url, "PYTHONPATH": str(root)}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "handlers.app", env=environ, cwd=root
-    )
-    try:
-        yield
-    finally:
-        process.terminate()
-        await process.wait()
+    return running("control plane", python("handlers.app"), MESH_NATS_URL=url)
 
 
 async def measure(
@@ -228,8 +170,8 @@ async def measure(
     for number in range(rounds):
         for in_flight, count in calls.items():
             for kind in ("bare", "mesh") if number % 2 else ("mesh", "bare"):
-                async with child("caller", kind, url, str(count), str(in_flight)) as process:
-                    line = await first_line(process)
+                async with child("caller", kind, url, str(count), str(in_flight)) as caller:
+                    line = await caller.says("^{.*}$", within_s=120)
                 results.setdefault((kind, in_flight), []).append(json.loads(line))
     return results
 
@@ -260,27 +202,27 @@ async def run_bench(rounds: int, scale: float) -> None:
             url = broker.url
             await prepare(url)
             async with control_plane(url), child("agent", "bare", url) as bare:
-                await first_line(bare)
+                await bare.says("ready")
                 async with child("agent", "mesh", url) as mesh:
-                    await first_line(mesh)
+                    await mesh.says("ready")
                     calls = {1: int(1_000 * scale), 64: int(10_000 * scale)}
                     results = await measure(url, rounds, calls)
             print(f"nats-server {broker.version}, {rounds} rounds, medians\n")
             print(table(results))
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Read the arguments: without a role, run the whole bench."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="scripts/bench calls", description=DESCRIPTION)
     parser.add_argument("role", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--scale", type=float, default=1.0, help="times the number of calls")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     match options.role:
         case []:
             work = run_bench(options.rounds, options.scale)
         case ["agent", "bare", url]:
-            work = run_bare_agent(url)
+            work = hand.run_agent(url, BARE, answer_by_hand)
         case ["agent", "mesh", url]:
             work = run_mesh_agent(url)
         case ["caller", kind, url, calls, in_flight]:
@@ -289,9 +231,5 @@ def main() -> None:
             parser.error("no such role")
     try:
         asyncio.run(work)
-    except BrokerUnreachableError as error:
+    except (BrokerUnreachableError, BenchError) as error:
         sys.exit(str(error))
-
-
-if __name__ == "__main__":
-    main()

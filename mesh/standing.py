@@ -1,0 +1,76 @@
+"""An agent or a node as it stands in one version of the directory.
+
+Cheap to make by the thousand; what leaves the process is one of the models of
+`schemas.registry` or `schemas.listing`.
+"""
+
+from dataclasses import dataclass
+
+from schemas.registry import AgentRecord, AgentView, Instance, NodeRecord, NodeView, State
+
+
+@dataclass(frozen=True, slots=True)
+class AgentStanding:
+    """An agent, known or alive."""
+
+    id: str
+    record: AgentRecord
+    state: State
+    nodes: tuple[str, ...]
+    """Where it runs now, or where it last ran."""
+    instances: tuple[Instance, ...]
+    """The live processes that run it, by id."""
+
+    @property
+    def key(self) -> str:
+        """Its key in the registry."""
+        return f"agent.{self.id}"
+
+    def view(self, last_seen: str) -> AgentView:
+        """Return it as the wire has it."""
+        return AgentView(
+            card=self.record.card,
+            state=self.state,
+            nodes=self.nodes,
+            instances=tuple(one.instance for one in self.instances),
+            registered_at=self.record.registered_at,
+            last_seen=last_seen,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStanding:
+    """A node, known or alive."""
+
+    id: str
+    record: NodeRecord
+    state: State
+    instances: tuple[Instance, ...]
+    """Its live processes, by id."""
+
+    @property
+    def key(self) -> str:
+        """Its key in the registry."""
+        return f"node.{self.id}"
+
+    def view(self, last_seen: str) -> NodeView:
+        """Return it as the wire has it."""
+        return NodeView(
+            node=self.id,
+            state=self.state,
+            agents=tuple(sorted({agent for one in self.instances for agent in one.agents})),
+            instances=tuple(one.instance for one in self.instances),
+            registered_at=self.record.registered_at,
+            last_seen=last_seen,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What is gone, and has no `last_seen` on record."""
+
+    key: str
+    record: AgentRecord | NodeRecord
+    """The record, with its `last_seen`."""
+    revision: int
+    """What it replaces."""

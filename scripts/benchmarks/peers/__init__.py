@@ -1,0 +1,1 @@
+"""What the benches run beside the mesh: each a process of its own, hand-written and minimal."""
