@@ -63,7 +63,9 @@ class ConnectionTests:
             parameters=(
                 Parameter("agent", "query", "Only this agent.", ID_SCHEMA),
                 Parameter("node", "query", "Only what is on this node.", ID_SCHEMA),
-                Parameter("method", "query", "Only this way.", {"enum": [*Method]}),
+                Parameter(
+                    "method", "query", "Only this way.", {"type": "string", "enum": [*Method]}
+                ),
                 Parameter("timeout", "query", "Seconds for each try.", _LIMIT),
             ),
             answers=(

@@ -9,6 +9,14 @@ from typing import Any, Final
 
 Json = Mapping[str, Any]
 
+_PLACES: Final = ("path", "query", "header")
+_LIMITS: Final[Mapping[str, str]] = {
+    "exclusiveMinimum": "more than {}",
+    "minimum": "at least {}",
+    "maximum": "at most {}",
+    "maxLength": "at most {} characters",
+}
+
 Type = tuple[tuple[str, str], ...]
 """Words, each with the model it leads to, or with nothing."""
 
@@ -76,8 +84,12 @@ class DescribedModel:
     name: str
     meaning: str
     fields: tuple[Field, ...]
-    type: Type
     limits: tuple[str, ...]
+
+    @property
+    def names_required(self) -> bool:
+        """Whether to mark the fields that are always there; else those that may be missing."""
+        return sum(one.is_required for one in self.fields) * 2 <= len(self.fields)
 
 
 def read_chapters(document: Json) -> tuple[Chapter, ...]:
@@ -104,7 +116,6 @@ def read_models(document: Json) -> tuple[DescribedModel, ...]:
             name,
             schema.get("description", ""),
             tuple(_fields(schema, hides_null=False)),
-            () if "properties" in schema else _type(schema),
             tuple(_limits(schema)),
         )
         for name, schema in document["components"]["schemas"].items()
@@ -196,21 +207,13 @@ def _limits(schema: Json) -> Iterator[str]:
         yield " or ".join(f"`{one}`" for one in schema["enum"])
     if "const" in schema:
         yield f"`{schema['const']}`"
+    elif schema.get("default") not in (None, "", [], {}, False):
+        yield f"otherwise `{schema['default']}`"
     for keyword, words in _LIMITS.items():
         if keyword in schema:
             yield words.format(_number(schema[keyword]))
-    if schema.get("default") not in (None, "", [], {}, False):
-        yield f"otherwise `{schema['default']}`"
-
-
-_LIMITS: Mapping[str, str] = {
-    "exclusiveMinimum": "more than {}",
-    "minimum": "at least {}",
-    "maximum": "at most {}",
-    "maxLength": "at most {} characters",
-    "minItems": "at least {}",
-}
-_PLACES: Final = ("path", "query", "header")
+    if schema.get("minItems"):
+        yield "not empty"
 
 
 def _number(value: float) -> float:
