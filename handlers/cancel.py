@@ -17,7 +17,7 @@ from mesh import streams, subjects
 from mesh.connection import Connection
 from mesh.errors import CallCancelledError, InvalidInputError, TransportError
 from mesh.history import read_at
-from mesh.replies import ReplyAddress, ReplyWriter
+from mesh.replies import ReplyAddress, ReplyWriter, is_answered
 from schemas.frame import CancelBody
 
 logger = logging.getLogger(__name__)
@@ -76,6 +76,9 @@ async def _tell_caller(connection: Connection, agent: str, found: Mapping[str, s
     )
     error = CallCancelledError(f"the call to agent {agent!r} was cancelled")
     try:
+        # Its agent may have died between answer and acknowledgement, longer ago than dedupe knows.
+        if not is_core and await is_answered(connection, headers.reply_to, headers.call_id):
+            return
         await ReplyWriter(connection, address).error(error)
     except (TransportError, InvalidInputError) as failure:
         logger.warning("cannot tell the caller of call %s: %s", headers.call_id, failure)

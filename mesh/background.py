@@ -32,13 +32,16 @@ class BackgroundTasks:
         if self._tasks:
             await asyncio.wait(list(self._tasks), timeout=timeout_s)
 
-    async def cancel(self) -> None:
-        """Cancel the tasks and wait until they are gone."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+    async def cancel(self, *, again_after_s: float = 5.0) -> None:
+        """Cancel the tasks and wait until they are gone.
+
+        One that lives on is cancelled again: `asyncio.wait_for` before Python 3.12, which every
+        request of nats-py waits in, swallows a cancel that comes together with its result.
+        """
+        while tasks := list(self._tasks):
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=again_after_s)
 
     def _finished(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

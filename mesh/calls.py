@@ -50,6 +50,8 @@ class StoredCall:
     reply_subject: str
     sequence: int
     """Place of the request among the mailboxes; 0 where nobody knows it."""
+    state: CallState = CallState.STORED
+    """Where it stood when it was looked up."""
 
 
 class Call:

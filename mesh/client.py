@@ -4,34 +4,26 @@ A call is a message in the agent's mailbox and the wait for its frames. Does not
 `mesh.agent` and `mesh.runtime`.
 """
 
-import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 from uuid import uuid4
 
-from mesh import codec, subjects
 from mesh import headers as h
+from mesh import subjects
 from mesh.callers import NO_LINEAGE, Caller, Lineage, new_instance_id
 from mesh.calls import Call, StoredCall
 from mesh.connection import Connection, open_connection
 from mesh.directory import Directory, follow_directory
-from mesh.errors import (
-    AgentOfflineError,
-    BrokerUnreachableError,
-    InvalidInputError,
-    KeyReusedError,
-)
-from mesh.history import read_at
+from mesh.errors import AgentOfflineError, InvalidInputError
 from mesh.inbox import ReplyInbox
 from mesh.outbox import Outbox, compose
 from mesh.publisher import PubAck
 from mesh.questions import Question, encode_question
+from mesh.retries import require_retry
 from mesh.settings import DEFAULT_TIMEOUT_S, Settings
-from mesh.streams import INBOX
 from schemas.chat import ChatReply
-from schemas.frame import CancelBody
 from schemas.registry import AgentView, NodeView, State
 
 RECONNECT_PATIENCE_S: Final = 2.0
@@ -39,9 +31,6 @@ RECONNECT_PATIENCE_S: Final = 2.0
 
 KEEP_S: Final = 24 * 3600
 """How long the frames of a call are kept that nobody waits for: the horizon of resume and retry."""
-ANY_INSTANCE: Final = "any"
-"""Stands for the process in the reply subject of an idempotent call: every replica of a caller
-must find the same ledger."""
 
 
 class MeshClient:
@@ -77,11 +66,13 @@ class MeshClient:
         node: str | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         wait: bool = True,
+        lineage: Lineage = NO_LINEAGE,
     ) -> ChatReply:
         """Ask an agent and wait for its whole answer.
 
         An agent that is offline gets the question when it is back, if that is before the
-        deadline; with `wait=False` it is an error at once.
+        deadline; with `wait=False` it is an error at once. When the waiting is cancelled, so is
+        the call.
 
         Raises:
             AgentNotFoundError: no agent of this id was ever announced.
@@ -92,8 +83,13 @@ class MeshClient:
             MeshError: whatever else the agent said; the same class as was raised there.
         """
         body = encode_question(agent, question, stream=False)
-        call = await self.start(agent, body, node=node, timeout_s=timeout_s, wait=wait)
-        return await call.reply()
+        call = await self.start(
+            agent, body, node=node, timeout_s=timeout_s, wait=wait, lineage=lineage
+        )
+        try:
+            return await call.reply()
+        finally:
+            self.abandon(call)
 
     async def stream(
         self,
@@ -103,16 +99,23 @@ class MeshClient:
         node: str | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         wait: bool = True,
-    ) -> AsyncIterator[str]:
+        lineage: Lineage = NO_LINEAGE,
+    ) -> AsyncGenerator[str, None]:
         """Ask an agent and yield the text of its answer as it comes.
 
         An agent that does not stream yields its whole answer at once. Raises what `ask` raises,
-        and `StreamRestartedError` when the agent died half-way.
+        and `StreamRestartedError` when the agent died half-way. Who stops reading, and closes the
+        generator, cancels the call.
         """
         body = encode_question(agent, question, stream=True)
-        call = await self.start(agent, body, node=node, timeout_s=timeout_s, wait=wait)
-        async for text in call.text():
-            yield text
+        call = await self.start(
+            agent, body, node=node, timeout_s=timeout_s, wait=wait, lineage=lineage
+        )
+        try:
+            async for text in call.text():
+                yield text
+        finally:
+            self.abandon(call)
 
     async def start(
         self,
@@ -178,13 +181,14 @@ class MeshClient:
         It is up to the caller to look into the ledger first.
 
         Raises what `start` raises, and:
-            KeyReusedError: another request is on its way under this `call_id`.
+            KeyReusedError: another request was sent under this `call_id`.
             MailboxFullError: too many requests wait for the agent already.
             PublishRefusedError: JetStream does not take it.
+            AckLostError: JetStream did not say; the call may be stored.
         """
         await self._require_way(agent, node, timeout_s, wait=wait)
         name = call_id or os.urandom(16).hex()
-        instance = ANY_INSTANCE if call_id else self._caller.instance
+        instance = subjects.ANY_INSTANCE if call_id else self._caller.instance
         reply_subject = subjects.reply(self._caller.id, instance, name, agent)
         call = Call(name, agent, reply_subject, timeout_s)
         request = compose(
@@ -199,8 +203,8 @@ class MeshClient:
         if call_id:
             request.headers[h.IDEMPOTENCY] = "1"
         stored = await self._outbox.store(request, agent)
-        if stored.is_duplicate and not await self._is_same(stored.sequence, body):
-            raise KeyReusedError(f"call {name} has another body already", agent=agent, call_id=name)
+        if stored.is_duplicate:
+            await require_retry(self._connection, self._caller.id, request, stored.sequence)
         await self._outbox.record(request, stored.sequence)
         return StoredCall(name, agent, reply_subject, stored.sequence)
 
@@ -213,15 +217,11 @@ class MeshClient:
         Raises:
             BrokerUnreachableError: no acknowledgement.
         """
-        body = codec.encode(CancelBody(sequence=call.sequence))
-        headers = {h.CONTENT_TYPE: h.JSON, h.MSG_ID: f"{call.id}.cancel"}
-        subject = subjects.cancel(call.agent, call.id)
-        await self._connection.publisher.publish(subject, body, headers)
+        await self._outbox.cancel(call)
 
-    async def _is_same(self, sequence: int, body: bytes) -> bool:
-        """Tell whether a request in a mailbox has this body. One that is gone counts as same."""
-        found = await read_at(self._connection, INBOX, sequence)
-        return found is None or found.body == body
+    def abandon(self, call: Call) -> None:
+        """Cancel a call that nobody waits for any more, unless it has ended."""
+        self._outbox.abandon(call)
 
     async def publish_event(
         self, agent: str, name: str, body: bytes, *, content_type: str = h.JSON
@@ -251,17 +251,7 @@ class MeshClient:
             where = f" on {node}" if node else ""
             raise AgentOfflineError(f"agent {agent!r} is not running{where} now", agent=agent)
         if not self._connection.client.is_connected:
-            await self._require_connection()
-
-    async def _require_connection(self) -> None:
-        client = self._connection.client
-        deadline = asyncio.get_running_loop().time() + RECONNECT_PATIENCE_S
-        while not client.is_connected:
-            if client.is_closed or asyncio.get_running_loop().time() > deadline:
-                raise BrokerUnreachableError(
-                    "the broker is not reachable; nothing was sent", servers=""
-                )
-            await asyncio.sleep(0.05)
+            await self._connection.require_connected(RECONNECT_PATIENCE_S)
 
 
 def _require_timeout(timeout_s: float) -> None:

@@ -17,6 +17,7 @@ from nats.aio.client import Client
 
 from mesh.background import BackgroundTasks
 from mesh.errors import BrokerUnreachableError
+from mesh.nats_client import MeshNatsClient
 from mesh.publisher import Publisher
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,20 @@ class Connection:
         """Begin to match acknowledgements. Once, on a client that is connected."""
         await self.publisher.start()
         self.tasks.start(self.publisher.expire_forever())
+
+    async def require_connected(self, patience_s: float) -> None:
+        """Wait for a lost connection to come back.
+
+        Raises:
+            BrokerUnreachableError: it did not, within `patience_s`, or is closed for good.
+        """
+        deadline = asyncio.get_running_loop().time() + patience_s
+        while not self.client.is_connected:
+            if self.client.is_closed or asyncio.get_running_loop().time() > deadline:
+                raise BrokerUnreachableError(
+                    "the broker is not reachable; nothing was sent", servers=""
+                )
+            await asyncio.sleep(0.05)
 
     async def release(self) -> None:
         """Stop what runs beside the connection."""
@@ -107,7 +122,7 @@ async def open_connection(
     Raises:
         BrokerUnreachableError: there is no broker, or it refuses us.
     """
-    client = Client()
+    client = MeshNatsClient()
     prefix = _inbox_prefix(url)
     connection = Connection(client, is_guarded=prefix != OPEN_INBOX_PREFIX)
     failure: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
@@ -153,7 +168,15 @@ async def open_connection(
         yield connection
     finally:
         await connection.release()
+        await _close(client)
+
+
+async def _close(client: Client) -> None:
+    try:
         await client.close()
+    except ConnectionError as error:
+        # nats-py 2.16 writes what it still has, also into a connection that is lost.
+        logger.debug("closed without the last words: %s", error)
 
 
 async def _connect(

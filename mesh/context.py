@@ -1,15 +1,15 @@
 """What a handler may know and do about the call it works on."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from mesh import headers as h
 from mesh.callers import Lineage
-from mesh.calls import Call
 from mesh.client import MeshClient
 from mesh.errors import CallTimeoutError
-from mesh.questions import Question, encode_question
+from mesh.questions import Question
 from mesh.settings import DEFAULT_TIMEOUT_S
 from schemas.chat import ChatReply
 
@@ -58,11 +58,12 @@ class CallContext:
     ) -> ChatReply:
         """Ask another agent, as this one, within the time that is left.
 
-        Raises what `MeshClient.ask` raises, and `HopLimitError` when an agent above this call
-        would be asked again.
+        When this call is stopped meanwhile, so is the other. Raises what `MeshClient.ask` raises,
+        and `HopLimitError` when an agent above this call would be asked again.
         """
-        call = await self._start(agent, question, node, timeout_s, stream=False)
-        return await call.reply()
+        client = await self.open_client(self.agent)
+        limit_s = self._limit_s(timeout_s)
+        return await client.ask(agent, question, node=node, timeout_s=limit_s, lineage=self.lineage)
 
     async def stream(
         self,
@@ -71,27 +72,23 @@ class CallContext:
         *,
         node: str | None = None,
         timeout_s: float | None = None,
-    ) -> AsyncIterator[str]:
-        """Ask another agent and yield the text of its answer as it comes."""
-        call = await self._start(agent, question, node, timeout_s, stream=True)
-        async for text in call.text():
-            yield text
+    ) -> AsyncGenerator[str, None]:
+        """Ask another agent and yield the text of its answer as it comes.
 
-    async def _start(
-        self,
-        agent: str,
-        question: Question,
-        node: str | None,
-        timeout_s: float | None,
-        *,
-        stream: bool,
-    ) -> Call:
+        Raises what `MeshClient.stream` raises, and `HopLimitError`.
+        """
+        client = await self.open_client(self.agent)
+        limit_s = self._limit_s(timeout_s)
+        answer = client.stream(agent, question, node=node, timeout_s=limit_s, lineage=self.lineage)
+        async with aclosing(answer) as parts:
+            async for text in parts:
+                yield text
+
+    def _limit_s(self, timeout_s: float | None) -> float:
         limit_s = min(timeout_s or DEFAULT_TIMEOUT_S, self.remaining_s)
         if limit_s <= 0:
             raise CallTimeoutError("no time is left to ask another agent", timeout_s=0)
-        body = encode_question(agent, question, stream=stream)
-        client = await self.open_client(self.agent)
-        return await client.start(agent, body, node=node, timeout_s=limit_s, lineage=self.lineage)
+        return limit_s
 
 
 def _trace_id(traceparent: str) -> str:

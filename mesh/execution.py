@@ -38,6 +38,7 @@ from mesh.invocation import StreamedAnswer, call, parts, to_reply
 from mesh.pings import write_pong
 from mesh.replies import ReplyWriter, is_answered
 from mesh.requests import Question, read_address, read_question
+from mesh.runs import Run, Runs
 from schemas.chat import ChatReply, ChatRequest
 from schemas.frame import WorkingBody
 
@@ -62,36 +63,20 @@ class Place:
     threads: ThreadPoolExecutor
 
 
-@dataclass(slots=True)
-class _Run:
-    """A delivery that is worked on."""
-
-    limit: asyncio.Timeout
-    is_cancelled: bool = False
-
-
 class Execution:
     """Answers the calls of one agent in one place."""
 
     def __init__(self, agent: Agent, place: Place) -> None:
         self._agent = agent
         self._place = place
-        self._runs: dict[int, _Run] = {}
-        """By place in the stream."""
+        self._runs = Runs()
 
-    def cancel(self, sequence: int) -> bool:
-        """Stop the handler of a delivery on request; False when it does not run.
+    def cancel(self, call_id: str, sequence: int) -> None:
+        """Stop a call, or refuse its request when that comes later; the caller is told.
 
-        The caller is told, and the request acknowledged, as after any failure. A handler in a
-        thread goes on until it looks at `call.cancelled`; what it returns is dropped.
+        A handler in a thread goes on until it looks at `call.cancelled`.
         """
-        run = self._runs.get(sequence)
-        if run is None:
-            return False
-        run.is_cancelled = True
-        if not run.limit.expired():
-            run.limit.reschedule(0)
-        return True
+        self._runs.cancel(call_id, sequence)
 
     async def run(self, delivery: Delivery, *, has_slot: bool = True) -> None:
         """Work on a delivery until it is settled.
@@ -114,6 +99,8 @@ class Execution:
             await delivery.term("reply_to is no reply subject")
             return
         writer = ReplyWriter(self._place.connection, address)
+        # From here on, as a cancel may come while the ledger is read.
+        run = self._runs.begin(delivery.sequence, address.call_id)
         try:
             is_repeat = (delivery.attempt > 1 or headers.is_repeatable) and writer.takes_chunks
             ledger = address.subjects[0]
@@ -123,7 +110,7 @@ class Execution:
             if headers.is_ping:
                 await self._answer_ping(delivery, headers, writer, has_slot=has_slot)
             else:
-                await self._answer(delivery, headers, writer, left_s)
+                await self._answer(delivery, headers, writer, left_s, run)
             await delivery.ack()
         except NotPermittedError as error:
             logger.warning("%s: %s", self._agent.id, error)
@@ -131,6 +118,8 @@ class Execution:
         except (PublishRefusedError, BrokerUnreachableError) as error:
             # Not acknowledged: the request comes again, and so does the answer.
             logger.error("%s: the answer of %s is not stored: %s", ledger, address.call_id, error)
+        finally:
+            self._runs.end(delivery.sequence)
 
     async def _answer_ping(
         self, delivery: Delivery, headers: h.RequestHeaders, writer: ReplyWriter, *, has_slot: bool
@@ -154,27 +143,28 @@ class Execution:
         headers: h.RequestHeaders,
         writer: ReplyWriter,
         left_s: float | None,
+        run: Run,
     ) -> None:
         """Run the handler, and write what it says or why it failed."""
         is_short = left_s is not None and left_s <= WORKING_AFTER_S
-        run = _Run(asyncio.timeout(left_s if is_short else None))
+        limit = asyncio.timeout(left_s if is_short else None)
         try:
             question = read_question(delivery, headers)
             context = self._context(delivery, headers, question, left_s)
-            self._runs[delivery.sequence] = run
-            async with run.limit:
+            async with limit:
+                run.enter(limit)
                 reply = await self._handle(question, context, writer, run)
             body, content_type = self._encode(
                 reply, context, as_json=self._wants_json(question, headers)
             )
         except TimeoutError as error:
-            failure: MeshError | None = self._stopped(run, error, headers)
+            failure: MeshError | None = self._failure(_timeout(self._agent.id, error, headers), run)
         except MeshError as error:
-            failure = error
+            failure = self._failure(error, run)
         else:
             failure = None
         finally:
-            self._runs.pop(delivery.sequence, None)
+            run.limit = None
         await self._settle_bare(delivery, headers)
         if failure is not None:
             await writer.error(failure)
@@ -184,11 +174,11 @@ class Execution:
         except InvalidInputError as error:  # The answer is over the broker's limit.
             await writer.error(error)
 
-    def _stopped(self, run: _Run, error: TimeoutError, headers: h.RequestHeaders) -> MeshError:
-        """Say why a handler was stopped, or that it let its own time-out through."""
+    def _failure(self, error: MeshError, run: Run) -> MeshError:
+        """Return what the caller is told: of a cancelled call that, whatever its handler said."""
         if run.is_cancelled:
             return CallCancelledError(f"the call to agent {self._agent.id!r} was cancelled")
-        return _timeout(self._agent.id, error, headers)
+        return error
 
     def _wants_json(self, question: Question, headers: h.RequestHeaders) -> bool:
         return question.wants_json and bool(headers.reply_to)
@@ -234,11 +224,7 @@ class Execution:
         )
 
     async def _handle(
-        self,
-        question: Question,
-        context: CallContext,
-        writer: ReplyWriter,
-        run: _Run,
+        self, question: Question, context: CallContext, writer: ReplyWriter, run: Run
     ) -> ChatReply:
         handler = self._agent.handler
         if handler is None:
@@ -270,8 +256,8 @@ class Execution:
         finally:
             slow.cancel()
 
-    def _turn_slow(self, context: CallContext, writer: ReplyWriter, run: _Run) -> None:
-        if run.is_cancelled or run.limit.expired():
+    def _turn_slow(self, context: CallContext, writer: ReplyWriter, run: Run) -> None:
+        if run.is_cancelled or run.limit is None or run.limit.expired():
             return
         if context.deadline is not None:
             run.limit.reschedule(context.deadline)

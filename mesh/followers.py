@@ -1,29 +1,31 @@
 """Waits for a call that somebody else began: another process, or this one before it was asked.
 
 Hears the call's frames as they are stored, after it has read those that are there. Looks into the
-stream again every few seconds, which mends a lost connection and notices a request that expired.
+stream again every few seconds, and after a lost connection; so it also notices a request that
+expired.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
 import nats.errors
 from nats.aio.msg import Msg
 
+from mesh import codec, subjects
 from mesh import headers as h
-from mesh import subjects
+from mesh.background import BackgroundTasks
 from mesh.calls import Call, StoredCall
 from mesh.connection import Connection
-from mesh.errors import BrokerUnreachableError, CallTimeoutError, TransportError
+from mesh.errors import BrokerUnreachableError, CallTimeoutError, ProtocolError, TransportError
 from mesh.frames import Frame
 from mesh.history import is_stored_under
 from mesh.ledger import is_waiting
 from mesh.replies import read_frames
 from mesh.streams import REPLY
-from schemas.frame import FrameKind
+from schemas.frame import FrameKind, StoredBody
 
 logger = logging.getLogger(__name__)
 
@@ -44,53 +46,104 @@ async def follow_call(
     """
     call = Call(stored.id, stored.agent, stored.reply_subject, h.MAX_TIMEOUT_S)
     call.stored(stored.sequence)
+    follower = _Follower(connection, call, shows_all=has_seen_chunks)
+    async with follower.following():
+        try:
+            yield call
+        finally:
+            call.fail(BrokerUnreachableError("nobody follows this call any more"))
 
-    async def on_message(message: Msg) -> None:
-        if not is_stored_under(message.headers, REPLY, stored.reply_subject):
+
+class _Follower:
+    """Brings the frames of one call."""
+
+    def __init__(self, connection: Connection, call: Call, *, shows_all: bool) -> None:
+        self._connection = connection
+        self._call = call
+        self._shows_all = shows_all
+        self._early: list[Frame] | None = []
+        """What was heard while the past was still being read."""
+        self._tasks = BackgroundTasks()
+
+    @asynccontextmanager
+    async def following(self) -> AsyncIterator[None]:
+        """Listen first, then read: nothing falls between."""
+        subject = subjects.as_delivered(self._call.reply_subject)
+        try:
+            subscription = await self._connection.client.subscribe(subject, cb=self._on_message)
+        except nats.errors.Error as error:
+            raise BrokerUnreachableError(f"cannot follow call {self._call.id}: {error}") from error
+        self._connection.on_reconnect(self._catch_up)
+        try:
+            await self._catch_up()
+            early, self._early = self._early, None
+            for frame in early or ():
+                self._receive(frame)
+            self._tasks.start(self._watch())
+            yield
+        finally:
+            self._connection.drop_hook(self._catch_up)
+            await self._tasks.cancel()
+            try:
+                await subscription.unsubscribe()
+            except nats.errors.Error:
+                logger.debug("closed before the follower was")
+
+    async def _on_message(self, message: Msg) -> None:
+        call = self._call
+        if not is_stored_under(message.headers, REPLY, call.reply_subject):
             return
-        frame = Frame.read(stored.id, message.headers, message.data)
-        if frame is not None:
-            call.receive(frame)
+        frame = Frame.read(call.id, message.headers, message.data)
+        if frame is None:
+            return
+        # A final frame that came before its chunks would end the call without them.
+        if self._early is not None:
+            self._early.append(frame)
+        else:
+            self._receive(frame)
 
-    # Listen first, then read: nothing falls between. What comes meanwhile is put in its order.
-    subject = subjects.as_delivered(stored.reply_subject)
-    subscription = await connection.client.subscribe(subject, cb=on_message)
-    watching = None
-    try:
-        await _catch_up(connection, call, shows_all=has_seen_chunks)
-        watching = asyncio.create_task(_watch(connection, call, stored))
-        yield call
-    finally:
-        if watching is not None:
-            watching.cancel()
-        call.fail(BrokerUnreachableError("nobody follows this call any more"))
+    def _receive(self, frame: Frame) -> None:
+        if frame.kind is FrameKind.STORED and not self._call.sequence:
+            try:
+                self._call.stored(codec.decode(StoredBody, frame.body).sequence)
+            except ProtocolError as error:
+                logger.debug("call %s: %s", self._call.id, error)
+        self._call.receive(frame)
+
+    async def _catch_up(self) -> None:
+        call = self._call
+        frames = await read_frames(
+            self._connection, call.reply_subject, call.id, from_sequence=call.last_sequence + 1
+        )
+        shown = _attempt_to_show(frames)
+        for frame in frames:
+            if self._shows_all or frame.kind is not FrameKind.CHUNK or frame.attempt == shown:
+                self._receive(frame)
+
+    async def _watch(self) -> None:
+        while True:
+            await self._look()
+            # nats-py's requests may swallow a cancel (`asyncio.wait_for` before Python 3.12).
+            if self._call.is_done:
+                return
+            await asyncio.sleep(LOOK_S)
+
+    async def _look(self) -> None:
+        call = self._call
         try:
-            await subscription.unsubscribe()
-        except nats.errors.Error:
-            logger.debug("closed before the follower was")
-
-
-async def _watch(connection: Connection, call: Call, stored: StoredCall) -> None:
-    while not call.is_done:
-        try:
-            is_open = await is_waiting(connection, stored)
-            await _catch_up(connection, call, shows_all=True)
+            is_open = await is_waiting(self._connection, call.reply_subject, call.sequence)
+            await self._catch_up()
         except TransportError as error:
             logger.info("following call %s: %s", call.id, error)
             is_open = True
-        if connection.closed.is_set():
+        if self._connection.closed.is_set():
             call.fail(BrokerUnreachableError("the connection to the broker is closed for good"))
         elif not is_open:
             # Acknowledged only after its answer was stored, and that was looked for since.
             call.fail(CallTimeoutError(f"agent {call.agent!r} did not answer by the deadline"))
-        await asyncio.sleep(LOOK_S)
 
 
-async def _catch_up(connection: Connection, call: Call, *, shows_all: bool) -> None:
-    frames = await read_frames(
-        connection, call.reply_subject, call.id, from_sequence=call.last_sequence + 1
-    )
-    newest = max((one.attempt for one in frames), default=1)
-    for frame in frames:
-        if shows_all or frame.kind is not FrameKind.CHUNK or frame.attempt == newest:
-            call.receive(frame)
+def _attempt_to_show(frames: Sequence[Frame]) -> int:
+    """The attempt that answered, or else the newest: a slow first one may win after all."""
+    answered = (one.attempt for one in frames if one.kind is FrameKind.FINAL)
+    return next(answered, max((one.attempt for one in frames), default=1))

@@ -6,7 +6,7 @@ asked. Does not wait for anything; see `mesh.followers`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mesh import codec, subjects
 from mesh.calls import CallState, StoredCall
@@ -18,9 +18,9 @@ from mesh.errors import (
     ProtocolError,
 )
 from mesh.frames import Frame
-from mesh.history import StoredMessage, read_at, read_history
+from mesh.history import StoredMessage, read_at, read_history, read_last
 from mesh.streams import INBOX, REPLY
-from schemas.frame import FrameKind, StoredBody
+from schemas.frame import FrameKind, StoredBody, WorkingBody
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,6 @@ class CallRecord:
     """A call, as its frames and its mailbox tell it."""
 
     call: StoredCall
-    state: CallState
     created_at: str
     """When the first frame was stored, by the broker's clock."""
     stored: StoredBody | None
@@ -42,48 +41,65 @@ class CallRecord:
     chunks: int = 0
     """Parts of the answer so far, of that attempt."""
 
+    @property
+    def state(self) -> CallState:
+        """Where the call stands."""
+        return self.call.state
 
-async def read_record(connection: Connection, call_id: str) -> CallRecord:
-    """Read where a call stands.
+
+async def read_record(connection: Connection, call_id: str, *, caller: str = "") -> CallRecord:
+    """Read where a call stands; with `caller`, one of its idempotent calls only.
 
     Raises:
         InvalidInputError: this cannot be a call id.
         CallNotFoundError: no frame of it is stored, or no longer.
         BrokerUnreachableError: no answer in time.
     """
-    messages = await _read_messages(connection, call_id)
+    patterns = subjects.any_reply(call_id)
+    if caller:
+        patterns = (subjects.any_idempotent_reply(caller, call_id),)
+    newest = await _find_newest(connection, call_id, patterns)
+    subject = newest.subject
+    messages = await read_history(connection, REPLY, subject) or [newest]
     record = _summarize(call_id, messages)
     if record.outcome is not None:
         return record
-    if await is_waiting(connection, record.call):
+    if await is_waiting(connection, subject, record.call.sequence):
         return record
     # An agent acknowledges a request only after its answer is stored: what is not here by now
     # will never come.
-    record = _summarize(call_id, await _read_messages(connection, call_id))
+    record = _summarize(call_id, await read_history(connection, REPLY, subject) or messages)
     return record if record.outcome is not None else _expired(record)
 
 
-async def is_waiting(connection: Connection, call: StoredCall) -> bool:
+async def is_waiting(connection: Connection, reply_subject: str, sequence: int) -> bool:
     """Tell whether the request of a call is still in the mailbox, worked on or not.
 
-    Where nobody knows its place, it counts as waiting.
+    Where nobody knows its place (0), it counts as waiting for as long as its frames are kept.
 
     Raises:
         BrokerUnreachableError: no answer in time.
     """
-    if not call.sequence:
-        return True
-    return await read_at(connection, INBOX, call.sequence) is not None
+    if sequence:
+        return await read_at(connection, INBOX, sequence) is not None
+    return await read_last(connection, REPLY, reply_subject) is not None
 
 
-async def _read_messages(connection: Connection, call_id: str) -> list[StoredMessage]:
-    found: list[StoredMessage] = []
-    for pattern in subjects.any_reply(call_id):
-        found = await read_history(connection, REPLY, pattern)
-        if found:
-            # Ids are random: another subject has no right to this one, and comes from a forger.
-            return [one for one in found if one.subject == found[0].subject]
-    raise CallNotFoundError(
+async def _find_newest(
+    connection: Connection, call_id: str, patterns: Sequence[str]
+) -> StoredMessage:
+    """One call has one subject. It is looked for by its newest message, and then read by itself:
+    among 200,000 stored subjects that takes half a millisecond, and a history of the pattern 17.
+    """
+    for pattern in patterns:
+        newest = await read_last(connection, REPLY, pattern)
+        if newest is not None:
+            return newest
+    raise _not_found(call_id)
+
+
+def _not_found(call_id: str) -> CallNotFoundError:
+    return CallNotFoundError(
         f"nothing is stored of call {call_id!r}: answers are kept for two minutes, those of "
         "background and idempotent calls for a day",
         call_id=call_id,
@@ -96,6 +112,8 @@ def _summarize(call_id: str, messages: Sequence[StoredMessage]) -> CallRecord:
         for one in messages
         if (frame := Frame.read(call_id, one.headers, one.body, one.sequence)) is not None
     ]
+    if not frames:  # The answer to an announcement, say: it comes on a reply subject too.
+        raise _not_found(call_id)
     stored = _stored_body(frames)
     subject = messages[0].subject
     spoken = [one for one in frames if one.kind is not FrameKind.STORED]
@@ -105,11 +123,11 @@ def _summarize(call_id: str, messages: Sequence[StoredMessage]) -> CallRecord:
     return CallRecord(
         call=StoredCall(
             id=call_id,
-            agent=stored.agent if stored else subjects.answering_agent(subject),
+            agent=stored.agent if stored else _answering_agent(subject, spoken),
             reply_subject=subject,
             sequence=stored.sequence if stored else 0,
+            state=_state(spoken, terminal),
         ),
-        state=_state(spoken, terminal),
         created_at=messages[0].headers.get("Nats-Time-Stamp", ""),
         stored=stored,
         outcome=_outcome(terminal),
@@ -117,6 +135,19 @@ def _summarize(call_id: str, messages: Sequence[StoredMessage]) -> CallRecord:
         node=last.node if last else "",
         chunks=sum(one.kind is FrameKind.CHUNK and one.attempt == attempt for one in spoken),
     )
+
+
+def _answering_agent(subject: str, spoken: Sequence[Frame]) -> str:
+    """A caller without our library may leave the agent out of its reply subject."""
+    if agent := subjects.answering_agent(subject):
+        return agent
+    for frame in spoken:
+        if frame.kind is FrameKind.WORKING:
+            try:
+                return codec.decode(WorkingBody, frame.body).agent
+            except ProtocolError:
+                continue
+    return ""
 
 
 def _stored_body(frames: Sequence[Frame]) -> StoredBody | None:
@@ -144,17 +175,8 @@ def _outcome(terminal: Frame | None) -> Frame | MeshError | None:
 
 
 def _expired(record: CallRecord) -> CallRecord:
-    call = record.call
+    call = replace(record.call, state=CallState.EXPIRED)
     error = CallTimeoutError(
         f"agent {call.agent!r} did not answer by the deadline", agent=call.agent, call_id=call.id
     )
-    return CallRecord(
-        call=call,
-        state=CallState.EXPIRED,
-        created_at=record.created_at,
-        stored=record.stored,
-        outcome=error,
-        attempt=record.attempt,
-        node=record.node,
-        chunks=record.chunks,
-    )
+    return replace(record, call=call, outcome=error)

@@ -1,4 +1,4 @@
-"""Puts requests into mailboxes, and tells the call what became of it.
+"""Puts requests into mailboxes, tells the call what became of it, and asks for its end.
 
 The acknowledgement is awaited beside the answer, not before it: a fast agent answers first. A
 call that takes longer than a moment, or that nobody waits for, gets its `stored` frame, from
@@ -20,16 +20,26 @@ from mesh import codec, subjects
 from mesh import headers as h
 from mesh.background import BackgroundTasks
 from mesh.callers import Caller, Lineage
-from mesh.calls import Call
-from mesh.errors import AckLostError, MailboxFullError, MeshError, PublishRefusedError
+from mesh.calls import Call, StoredCall
+from mesh.errors import (
+    AckLostError,
+    BrokerUnreachableError,
+    MailboxFullError,
+    MeshError,
+    PublishRefusedError,
+    TransportError,
+)
 from mesh.publisher import MAILBOX_FULL, PubAck, Publisher
 from mesh.replies import frame_lifetime_s
-from schemas.frame import FrameKind, StoredBody
+from schemas.frame import CancelBody, FrameKind, StoredBody
 
 logger = logging.getLogger(__name__)
 
 RECORD_AFTER_S: Final = 0.2
 """Fast calls pay nothing; a slow one is put on record once."""
+PLACE_PATIENCE_S: Final = 2.0
+"""How long a cancel waits for the acknowledgement of its request, which says where it lies."""
+LAST_WORDS_S: Final = 1.0
 
 
 @dataclass(slots=True)
@@ -106,19 +116,22 @@ class Outbox:
             MailboxFullError: it is not taken, as too many wait already.
             PublishRefusedError: it is not taken for another reason.
             PayloadTooLargeError: it is over the broker's limit.
-            BrokerUnreachableError: no acknowledgement; it may or may not be stored.
+            AckLostError: no acknowledgement; it may or may not be stored.
         """
         try:
             return await self._publisher.publish(request.subject, request.body, request.headers)
         except PublishRefusedError as error:
             raise _refusal(agent, error) from error
+        except BrokerUnreachableError as error:
+            raise AckLostError(
+                f"the broker did not acknowledge the request, which may be stored: {error}"
+            ) from error
 
     async def record(self, request: Request, sequence: int) -> None:
         """Write the `stored` frame of a request, and return when JetStream has it.
 
         Raises:
-            PublishRefusedError: it is not taken.
-            BrokerUnreachableError: no acknowledgement.
+            AckLostError: it is not taken, or that is not acknowledged; the request is stored.
         """
         found = h.RequestHeaders.read(request.headers)
         timeout_ms = found.timeout_ms or int(h.MAX_TIMEOUT_S * 1000)
@@ -137,7 +150,31 @@ class Outbox:
             h.MSG_ID: f"{found.call_id}.stored",
             h.TTL: h.ttl(frame_lifetime_s(timeout_ms / 1000 + found.keep_s)),
         }
-        await self._publisher.publish(found.reply_to, codec.encode(body), headers)
+        try:
+            await self._publisher.publish(found.reply_to, codec.encode(body), headers)
+        except TransportError as error:
+            raise AckLostError(f"the request is stored, but not put on record: {error}") from error
+
+    async def cancel(self, call: Call | StoredCall) -> None:
+        """Ask for the end of a call, and return when JetStream has that.
+
+        Raises:
+            BrokerUnreachableError: no acknowledgement.
+        """
+        body = codec.encode(CancelBody(sequence=await _place(call)))
+        headers = {h.CONTENT_TYPE: h.JSON, h.MSG_ID: f"{call.id}.cancel"}
+        await self._publisher.publish(subjects.cancel(call.agent, call.id), body, headers)
+
+    def abandon(self, call: Call) -> None:
+        """Cancel a call that nobody waits for any more, beside whatever comes next."""
+        if not call.is_done:
+            self._tasks.start(self._try_cancel(call))
+
+    async def _try_cancel(self, call: Call) -> None:
+        try:
+            await self.cancel(call)
+        except MeshError as error:
+            logger.warning("call %s goes on, though nobody waits: %s", call.id, error)
 
     async def _publish(self, call: Call, request: Request) -> None:
         future = await self._publisher.submit(request.subject, request.body, request.headers)
@@ -205,7 +242,19 @@ class Outbox:
         finally:
             if self._timer is not None:
                 self._timer.cancel()
+            # Who leaves has just abandoned its calls: their agents are still to be told.
+            await self._tasks.join(LAST_WORDS_S)
             await self._tasks.cancel()
+
+
+async def _place(call: Call | StoredCall) -> int:
+    """Return where the request lies: without that, nobody can take it out of the mailbox."""
+    deadline = asyncio.get_running_loop().time() + PLACE_PATIENCE_S
+    while isinstance(call, Call) and not (call.sequence or call.is_done):
+        if asyncio.get_running_loop().time() > deadline:
+            break
+        await asyncio.sleep(0.02)
+    return call.sequence
 
 
 def fingerprint(body: bytes) -> str:

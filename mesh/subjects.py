@@ -30,6 +30,9 @@ TERMINATED_ADVISORIES: Final = "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.INBOX
 
 REGISTRY_BUCKET: Final = "registry"
 ACCESS_BUCKET: Final = "access"
+ANY_INSTANCE: Final = "any"
+"""Stands for the process in the reply subject of an idempotent call: every replica of a caller
+must find the same ledger."""
 INVALID_AGENT: Final = "invalid-id"
 """Stands for a token that is no id, in the subjects of dead letters."""
 
@@ -86,6 +89,12 @@ def any_reply(call_id: str) -> tuple[str, ...]:
     """
     whole = f"agent.*.reply.*.{_require_call(call_id)}"
     return f"{whole}.*", whole
+
+
+def any_idempotent_reply(caller: str, call_id: str) -> str:
+    """Return what matches the frames of an idempotent call of `caller`, whoever answers it."""
+    call = f"{ANY_INSTANCE}.{_require_call(call_id)}"
+    return f"agent.{require_id(caller, 'caller')}.reply.{call}.*"
 
 
 def answering_agent(reply_subject: str) -> str:

@@ -16,15 +16,17 @@ import nats.errors
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
+from mesh import codec, subjects
 from mesh import headers as h
-from mesh import subjects
 from mesh.agent import Agent
 from mesh.background import BackgroundTasks
 from mesh.delivery import Delivery
+from mesh.errors import ProtocolError
 from mesh.execution import Execution, Place
 from mesh.history import is_stored_under
 from mesh.pulls import PullLoop
 from mesh.streams import CONTROL, INBOX, pinned_durable
+from schemas.frame import CancelBody
 
 logger = logging.getLogger(__name__)
 
@@ -121,10 +123,12 @@ class AgentWorker:
         stored = subjects.cancel(self.agent.id, call_id)
         if not is_stored_under(message.headers, CONTROL, stored):
             return
-        for one in list(self._open.values()):
-            if (one.delivery.headers or {}).get(h.CORRELATION_ID) == call_id:
-                # What is held has no handler yet: the control plane takes it out of the mailbox.
-                self._execution.cancel(one.delivery.sequence)
+        try:
+            sequence = codec.decode(CancelBody, message.data, subject=stored).sequence
+        except ProtocolError as error:
+            logger.warning("%s: a cancel that is none: %s", self.agent.id, error)
+            return
+        self._execution.cancel(call_id, sequence)
 
     async def _on_shared(self, delivery: Delivery) -> None:
         self._take(delivery, Share.SHARED)

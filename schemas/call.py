@@ -5,7 +5,7 @@ The states mean exactly what they say; `mesh.calls.CallState` has them.
 
 from typing import Literal
 
-from schemas.base import Id, WireModel
+from schemas.base import WireModel
 from schemas.completion import ChatCompletion
 from schemas.door import ApiError
 
@@ -18,7 +18,8 @@ class CallView(WireModel):
     id: str
     object: Literal["mesh.call"] = "mesh.call"
     state: State
-    agent: Id
+    agent: str = ""
+    """Empty where neither its caller nor an agent has said it yet."""
     node: str = ""
     """Where an agent is at it, or was; empty as long as the request waits."""
     attempt: int = 0

@@ -64,6 +64,7 @@ class ChatRequest(_Open):
     """Whether to answer part by part."""
     stream_options: StreamOptions | None = None
     n: _Count = Field(default=1, ge=1)
+    """How many answers to give. Most agents give one."""
 
     @property
     def last_text(self) -> str:

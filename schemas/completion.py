@@ -10,22 +10,17 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.base import Id
 from schemas.chat import ChatRequest, FinishReason, Usage
-from schemas.terms import TermFields
+from schemas.terms import TargetFields
 
 
-class ChatCompletionRequest(TermFields, ChatRequest):
+class ChatCompletionRequest(TargetFields, ChatRequest):
     """A question to an agent, who gets all of it as it is.
 
     The fields up to `agent_id` say something to the mesh. Those below are for the agent, as are any
     others that are not listed.
     """
 
-    n: Literal[1] = 1
-    """How many answers: one."""
-    agent_id: Id | None = None
-    """The agent. With it, `model` names nobody and may be anything."""
     temperature: float | None = None
     top_p: float | None = None
     max_completion_tokens: int | None = None

@@ -28,3 +28,10 @@ class TermFields(BaseModel):
     """Whether an agent that is offline gets the call when it is back, instead of an error 503."""
     background: bool | None = None
     """Whether to answer 202 as soon as the call is stored, which is then at `/v1/calls/{id}`."""
+
+
+class TargetFields(TermFields):
+    """Those of a request whose path names nobody."""
+
+    agent_id: Id | None = None
+    """The agent. With it, `model` names nobody and may be anything."""

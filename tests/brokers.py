@@ -2,12 +2,17 @@
 
 import asyncio
 import json
+import os
+import signal
 import socket
 import urllib.request
+from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from mesh.broker import embedded_broker, find_server
+from mesh.broker import EmbeddedBroker, embedded_broker, find_server
 from mesh.settings import Settings
 
 NATS_SERVER = find_server(Settings())
@@ -46,3 +51,37 @@ async def open_and_close(settings: Settings) -> None:
     """Run a broker for a moment."""
     async with embedded_broker(settings):
         pass
+
+
+class KillableBroker:
+    """A broker that can be killed; it comes back at the same port, with the same data."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._settings = own_settings(data_dir)
+        self._stack = AsyncExitStack()
+        self._broker: EmbeddedBroker | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        assert self._broker is not None
+        return self._broker.url
+
+    async def __aenter__(self) -> "KillableBroker":
+        await self._start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def _start(self) -> None:
+        self._broker = await self._stack.enter_async_context(embedded_broker(self._settings))
+        self._settings = replace(self._settings, nats_port=urlsplit(self._broker.url).port or 0)
+
+    async def kill(self) -> None:
+        """Kill it as the kernel would, and start it again."""
+        assert self._broker is not None
+        os.kill(self._broker.pid, signal.SIGKILL)
+        await self._broker.wait()
+        await self._stack.aclose()
+        await self._start()

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mesh.cli import agents, ask, check, demo, doctor, host, keys, publish, up
+from mesh.cli import agents, ask, calls, check, demo, doctor, host, keys, publish, up
 
 app = typer.Typer(
     name="mesh",
@@ -24,6 +24,8 @@ app.command(name="demo")(demo.demo)
 app.command(name="run")(host.run)
 app.command(name="send")(ask.send)
 app.command(name="chat")(ask.chat)
+app.command(name="call")(calls.show_call)
+app.command(name="cancel")(calls.cancel_call)
 app.command(name="publish")(publish.publish)
 app.command(name="agents")(agents.list_agents)
 app.command(name="nodes")(agents.list_nodes)

@@ -48,7 +48,8 @@ def send(
 ) -> None:
     """Ask an agent, and print its answer as it comes.
 
-    An agent that is offline gets the question when it is back, until the deadline.
+    An agent that is offline gets the question when it is back, until the deadline. Ctrl-C cancels
+    the call.
     """
     ask = _Ask(agent, _read_question(text), node or None, source, timeout_s, wait=not no_wait)
     exits.run(_send(ask, as_json=as_json, raw=raw), as_json=as_json)
@@ -89,10 +90,13 @@ async def _send(ask: _Ask, *, as_json: bool, raw: bool) -> None:
         call = await client.start(
             ask.agent, body, node=ask.node, timeout_s=ask.timeout_s, wait=ask.wait
         )
-        if as_json:
-            await _print_json(call, started)
-        else:
-            await _print_text(call, raw=raw)
+        try:
+            if as_json:
+                await _print_json(call, started)
+            else:
+                await _print_text(call, raw=raw)
+        finally:
+            client.abandon(call)
 
 
 async def _print_text(call: "Call", *, raw: bool) -> None:

@@ -31,6 +31,7 @@ from mesh.shim.openapi import OpenApi, make_document
 from mesh.shim.operations import Endpoint, Operation
 from mesh.shim.pages import Pages
 from mesh.shim.registry import Agent, Agents, Node, Nodes
+from mesh.shim.responses import ResponseCancel, ResponseResource, Responses
 from mesh.shim.rules import LOOPBACK_RULES, Rules
 from mesh.shim.status import (
     NO_RETRY,
@@ -100,6 +101,9 @@ def make_endpoints(door: Door, rules: Rules = LOOPBACK_RULES) -> list[Endpoint]:
     endpoints: list[Endpoint] = [
         ChatCompletions(door),
         DirectChat(door),
+        Responses(door),
+        ResponseResource(door),
+        ResponseCancel(door),
         CallResource(door),
         CallEvents(door),
         Models(door),

@@ -86,28 +86,25 @@ class CallResource:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         record = await _find(self._door, scope)
-        if scope["method"] == "DELETE":
-            await self._cancel(record, send)
-            return
         wait_s = _read_wait(scope)
-        if record.outcome is None and wait_s:
-            record = await self._wait(record, wait_s)
-        await _send_record(send, 200, record)
-
-    async def _cancel(self, record: CallRecord, send: Send) -> None:
-        if record.outcome is None:
+        is_delete = scope["method"] == "DELETE"
+        if is_delete and record.outcome is None:
             await self._door.client.cancel(record.call)
-            record = await self._wait(record, CANCEL_PATIENCE_S)
-        await _send_record(send, 202 if record.outcome is None else 200, record)
+            wait_s = CANCEL_PATIENCE_S
+        if record.outcome is None and wait_s:
+            record = await self._wait(record, wait_s, receive)
+        status = 202 if is_delete and record.outcome is None else 200
+        await send_json(send, status, codec.dumps(view_of(record)), {CALL_ID: record.call.id})
 
-    async def _wait(self, record: CallRecord, wait_s: float) -> CallRecord:
+    async def _wait(self, record: CallRecord, wait_s: float, receive: Receive) -> CallRecord:
         """Return the record as it is when the call has ended, or when `wait_s` is over."""
         async with follow_call(self._door.connection, record.call) as call:
-            try:
-                async with asyncio.timeout(wait_s):
-                    await call.result()
-            except (TimeoutError, MeshError):
-                pass  # The record tells it.
+            with self._door.waiting(receive) as over:
+                try:
+                    async with asyncio.timeout(wait_s):
+                        await beside(over, call.result())
+                except (TimeoutError, MeshError):
+                    pass  # The record tells what became of it, also when this door closes.
         return await read_record(self._door.connection, record.call.id)
 
 
@@ -211,11 +208,6 @@ def view_of(record: CallRecord) -> dict[str, Any]:
         told = failure(record.outcome, sent_to=record.call.agent)
         view["error"] = codec.loads(told.body)["error"]
     return view
-
-
-async def _send_record(send: Send, status: int, record: CallRecord) -> None:
-    body = codec.dumps(view_of(record))
-    await send_json(send, status, body, {CALL_ID: record.call.id})
 
 
 def _read_wait(scope: Scope) -> float:

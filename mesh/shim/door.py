@@ -11,7 +11,6 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 from mesh.access import Access
-from mesh.background import BackgroundTasks
 from mesh.callers import Caller
 from mesh.client import MeshClient
 from mesh.connection import Connection
@@ -46,8 +45,6 @@ class Door:
         """The API keys."""
         self.pace = pace
         """Of streamed answers."""
-        self.tasks = BackgroundTasks()
-        """What is still to be done when a client has left."""
         self.monitor_url = monitor_url
         """Where the broker's monitoring answers; empty where it is not known."""
         self._waiting: set[asyncio.Future[None]] = set()
@@ -132,6 +129,8 @@ async def beside(over: "asyncio.Future[None]", work: Coroutine[Any, Any, Result]
     finally:
         task.cancel()
         await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # It may fail while the client leaves: not an unretrieved exception.
 
 
 def settle(over: "asyncio.Future[None]") -> None:

@@ -5,7 +5,6 @@ is the `Dialect`'s to say; what is asked was read before.
 """
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from functools import partial
@@ -27,8 +26,6 @@ from mesh.shim.status import Failure, failure
 from mesh.shim.target import Target
 from mesh.shim.terms import OnLeave, Terms
 
-logger = logging.getLogger(__name__)
-
 LOCATION: Final = "location"
 
 
@@ -48,6 +45,10 @@ class Asked:
 
 class Dialect(Protocol):
     """How one HTTP API words an answer."""
+
+    @property
+    def accepted_status(self) -> int:
+        """The HTTP status of a background call that is stored."""
 
     def answer(self, call: Call, frame: Frame) -> bytes:
         """Return the body of a whole answer.
@@ -81,7 +82,8 @@ class Exchange:
         if asked.terms.is_background:
             stored = await self._store(asked)
             where = {CALL_ID: stored.id, LOCATION: f"/v1/calls/{stored.id}"}
-            await send_json(send, 202, dialect.accepted(stored), where)
+            body = dialect.accepted(stored)
+            await send_json(send, dialect.accepted_status, body, where)
             return
         if asked.terms.key:
             stored = await self._store(asked)
@@ -109,8 +111,8 @@ class Exchange:
                 else:
                     await self._answer(call, dialect, send, over)
             except ClientDisconnect:
-                if asked.terms.on_leave is OnLeave.CANCEL and not call.is_done:
-                    self._door.tasks.start(self._cancel(call))
+                if asked.terms.on_leave is OnLeave.CANCEL:
+                    self._door.client.abandon(call)
                 raise
 
     async def _store(self, asked: Asked) -> StoredCall:
@@ -130,12 +132,6 @@ class Exchange:
             source=asked.source,
             call_id=call_id,
         )
-
-    async def _cancel(self, call: Call) -> None:
-        try:
-            await self._door.client.cancel(call)
-        except MeshError as error:
-            logger.warning("call %s goes on without its client: %s", call.id, error)
 
     async def _answer(
         self, call: Call, dialect: Dialect, send: Send, over: "asyncio.Future[None]"

@@ -7,10 +7,11 @@ restart of everything. It reaches back as far as frames are kept: a day.
 import hmac
 from hashlib import sha256
 
+from mesh import subjects
 from mesh.calls import StoredCall
-from mesh.errors import CallNotFoundError, KeyReusedError
+from mesh.errors import CallNotFoundError
 from mesh.ledger import read_record
-from mesh.outbox import fingerprint
+from mesh.retries import is_record_of, require_same
 from mesh.shim.door import Door
 from mesh.shim.target import Target
 
@@ -36,18 +37,8 @@ async def find_call(door: Door, call_id: str, target: Target, body: bytes) -> St
         BrokerUnreachableError: no answer in time.
     """
     try:
-        record = await read_record(door.connection, call_id)
+        record = await read_record(door.connection, call_id, caller=door.caller.id)
     except CallNotFoundError:
         return None
-    stored = record.stored
-    if stored is not None and (stored.agent, stored.node, stored.body_sha256) != (
-        target.agent,
-        target.node,
-        fingerprint(body),
-    ):
-        raise KeyReusedError(
-            "this Idempotency-Key was used for another request: take a new one, or send the same",
-            agent=target.agent,
-            call_id=call_id,
-        )
+    require_same(is_record_of(record, subjects.inbox(target.agent, target.node), body))
     return record.call

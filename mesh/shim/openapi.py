@@ -168,7 +168,8 @@ class _Writer:
     def _event(self, one: Events) -> Json:
         """Write the schema of each event: before OpenAPI 3.2 there is no other place for it."""
         models = [self._reference(it) for it in one.models]
-        models.append(self._reference(ErrorEnvelope))
+        if one.fails_with_envelope:
+            models.append(self._reference(ErrorEnvelope))
         encoded: Json = {"contentMediaType": _JSON, "contentSchema": {"anyOf": models}}
         data: Json = {"type": "string", **encoded}
         if one.ends_with_done:

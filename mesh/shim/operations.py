@@ -34,6 +34,12 @@ class Tag(Enum):
     """A chapter of the documentation, and what it is about. They stand in this order."""
 
     CHAT = ("Chat", "Ask an agent, as OpenAI's clients ask a model.")
+    RESPONSES = (
+        "Responses",
+        "The same by OpenAI's Responses API, which many clients take by default. A response is a "
+        "call by another name: nothing else is remembered, so that each request brings the whole "
+        "conversation.",
+    )
     CALLS = (
         "Calls",
         "Every call has an id, which the header `Mesh-Call-Id` of its answer tells. For a day it "
@@ -71,6 +77,8 @@ class Events:
 
     models: Sequence[Model]
     """What the `data` of one can be, as JSON."""
+    fails_with_envelope: bool = True
+    """Whether the last one of a stream that failed is an error envelope."""
     ends_with_done: bool = False
     """Whether the last one of a stream that did not fail has `[DONE]` as its data."""
 

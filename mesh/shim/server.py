@@ -40,7 +40,6 @@ logger = logging.getLogger(__name__)
 CALLER_ID: Final = "http"
 PATIENCE_S: Final = 15.0
 """How long a start waits for the broker, and for the control plane's streams on it."""
-CANCEL_S: Final = 1.0
 DRAIN_S: Final = 2.0
 """How long answers in progress may take when the process stops; then they are told."""
 ANNOUNCE_PAUSE_S: Final = 1.0
@@ -121,9 +120,6 @@ async def _run(
         for one in waiting:
             one.cancel()
         await serving
-        # The last cancels of clients that left.
-        await door.tasks.join(CANCEL_S)
-        await door.tasks.cancel()
 
 
 @contextmanager

@@ -19,6 +19,8 @@ AUTHENTICATION: Final = "authentication_error"
 PERMISSION: Final = "permission_error"
 UNSUPPORTED_PARAMETER: Final = "unsupported_parameter"
 """`reason` of an `InvalidInputError` about a field that is valid, but not served here."""
+UNKNOWN_RESPONSE: Final = "previous_response_not_found"
+"""`reason` of an `InvalidInputError` about a conversation that is not remembered."""
 
 NO_RETRY: Final = MappingProxyType({"x-should-retry": "false"})
 """Keeps OpenAI's SDKs from repeating a request by themselves."""
@@ -81,7 +83,8 @@ TABLE: Final[dict[type[MeshError], Row]] = {
     errors.StreamMissingError: _NOT_TAKEN,
     errors.StreamConfigError: _NO_BROKER,
     errors.PublishRefusedError: _NOT_TAKEN,
-    errors.AckLostError: _NO_BROKER,
+    # Not to be repeated blindly: it may be stored.
+    errors.AckLostError: Row(503, SERVER, "broker_unavailable", ends_calls=True),
     errors.NotPermittedError: _NO_BROKER,
     errors.EmbeddedBrokerError: _INTERNAL,
     errors.ServerBinaryError: _INTERNAL,
@@ -191,6 +194,12 @@ NO_AGENT_ID: Final = Row(
     meaning="What the path names cannot be an id.",
 )
 NO_NODE_ID: Final = replace(NO_AGENT_ID, param="node")
+NO_MEMORY: Final = Row(
+    400,
+    BAD_REQUEST,
+    UNKNOWN_RESPONSE,
+    meaning="What was said before is not remembered: send the whole conversation.",
+)
 
 REFUSALS: Final = (
     MALFORMED,
@@ -204,6 +213,7 @@ REFUSALS: Final = (
     UNKNOWN_URL,
     WRONG_METHOD,
     UNSUPPORTED,
+    NO_MEMORY,
     UNKNOWN_AGENT,
     UNKNOWN_NODE,
     NO_AGENT_ID,
@@ -245,8 +255,8 @@ def failure(error: MeshError, *, sent_to: str | None = None) -> Failure:
     code, param = row.code, row.param
     if isinstance(error, InvalidInputError) and row.status < 500:
         param = error.fields.get("field")
-        if error.fields.get("reason") == UNSUPPORTED_PARAMETER:
-            code = UNSUPPORTED_PARAMETER
+        if (reason := error.fields.get("reason")) in (UNSUPPORTED_PARAMETER, UNKNOWN_RESPONSE):
+            code = str(reason)
     return Failure(row.status, headers, envelope(error.message, row.type, code, param))
 
 

@@ -258,3 +258,11 @@ async def test_a_refused_publish_is_told_at_once(
         assert refused.value.err_code == 10077
         with pytest.raises(StreamMissingError):
             await asyncio.wait_for(publish("nobody.listens", b"", {}), 2)
+
+
+async def test_a_lost_connection_can_be_closed(proxy: FaultProxy) -> None:
+    """What was still to be sent is lost, and nothing is raised about it."""
+    async with open_connection(proxy.url, name="x") as connection:
+        proxy.cut()
+        await until(lambda: not connection.client.is_connected)
+        await connection.client.publish("last.words", b"x")

@@ -32,7 +32,9 @@ negative_data_rejection.enabled = false
 
 [[operations]]
 # Whom these are about can be said in several places, which must agree, and must be there.
-include-operation-id = ["createChatCompletion", "askAgent", "testConnections"]
+include-operation-id = [
+  "createChatCompletion", "createResponse", "askAgent", "testConnections",
+]
 checks.positive_data_acceptance.enabled = false
 """
 AGENT = "echo"

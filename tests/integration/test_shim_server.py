@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 import httpx2
+import orjson
 import pytest
 
 from mesh import Agent, ChatRequest
@@ -141,6 +142,34 @@ async def test_open_answers_are_told_when_it_stops(
     assert last["error"]["code"] == plain.json()["error"]["code"] == "call_interrupted"
     assert plain.status_code == 503
     assert plain.headers["x-should-retry"] == "false"
+
+
+async def test_open_looks_are_answered_when_it_stops(
+    settings: Settings, directory: Directory, agent_id: str, running: Running
+) -> None:
+    """Who waits for a call is told how far it came, a reader of its events that it goes on."""
+    begun = asyncio.Event()
+    async with (
+        online(running, directory, waiter(agent_id, begun), grace_s=0),
+        started(settings) as process,
+        httpx2.AsyncClient(base_url=f"http://127.0.0.1:{process.ports[0]}", timeout=20) as client,
+    ):
+        body = ask(agent_id, background=True, stream=True)
+        call = (await client.post(CHAT, json=body)).headers["location"]
+        await begun.wait()
+        looking = asyncio.create_task(client.get(call, params={"wait": 60}))
+        reading = asyncio.create_task(client.get(f"{call}/events"))
+        # They wait when the door knows them: no answer can tell that from here.
+        await asyncio.sleep(0.3)
+        process.stop.set()
+        loop = asyncio.get_running_loop()
+        stopped_at = loop.time()
+        looked, read = await asyncio.gather(looking, reading)
+        await process.task
+        assert loop.time() - stopped_at < 4
+    assert (looked.status_code, looked.json()["state"]) == (200, "working")
+    last = read.text.rstrip().splitlines()[-1]
+    assert orjson.loads(last.removeprefix("data: "))["error"]["code"] == "call_interrupted"
 
 
 async def test_a_port_that_is_taken(settings: Settings) -> None:

@@ -34,6 +34,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
                 "mesh.background",
                 "mesh.child",
                 "mesh.heap",
+                "mesh.nats_client",
                 "mesh.clock",
                 "mesh.publisher",
                 "mesh.connection",
@@ -73,6 +74,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
                 "mesh.followers",
                 "mesh.inbox",
                 "mesh.outbox",
+                "mesh.retries",
                 "mesh.client",
                 "mesh.context",
                 "mesh.agent",
@@ -82,7 +84,14 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
     (
         "runtime",
         frozenset(
-            {"mesh.invocation", "mesh.execution", "mesh.worker", "mesh.events", "mesh.runtime"}
+            {
+                "mesh.invocation",
+                "mesh.runs",
+                "mesh.execution",
+                "mesh.worker",
+                "mesh.events",
+                "mesh.runtime",
+            }
         ),
     ),
     (
