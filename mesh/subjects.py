@@ -37,7 +37,7 @@ INVALID_AGENT: Final = "invalid-id"
 """Stands for a token that is no id, in the subjects of dead letters."""
 
 _CALL: Final = r"[A-Za-z0-9_-]{1,64}"
-_CALL_PATTERN: Final = re.compile(_CALL)
+CALL_PATTERN: Final = re.compile(_CALL)
 _ID: Final = ID_PATTERN.pattern
 _REPLY_PATTERN: Final = re.compile(rf"agent\.{_ID}\.reply(\.{_CALL}\.{_CALL}(\.{_ID})?)?")
 _INBOX_PATTERN: Final = re.compile(r"_INBOX[\w-]{0,64}(\.[\w$=+-]{1,64}){1,8}", re.ASCII)
@@ -60,7 +60,7 @@ def require_id(text: str, what: str = "agent") -> str:
 
 
 def _require_call(call_id: str) -> str:
-    if _CALL_PATTERN.fullmatch(call_id):
+    if CALL_PATTERN.fullmatch(call_id):
         return call_id
     raise InvalidInputError(f"{call_id[:80]!r} is not a call id", field="call_id")
 

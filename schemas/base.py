@@ -6,7 +6,7 @@ Does no I/O and knows no subjects; `mesh.subjects` builds those from ids checked
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, WithJsonSchema
 
 ID_PATTERN = re.compile(r"[a-z0-9]([a-z0-9_-]{0,30}[a-z0-9])?")
 """Agents, nodes and callers: a subject token, a consumer name and a KV key at once."""
@@ -25,7 +25,11 @@ def _require_id(text: str) -> str:
     return text
 
 
-Id = Annotated[str, AfterValidator(_require_id)]
+Id = Annotated[
+    str,
+    AfterValidator(_require_id),
+    WithJsonSchema({"type": "string", "pattern": f"^{ID_PATTERN.pattern}$"}),
+]
 InstanceId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 """A process: one token of a subject and of a key."""
 
@@ -33,4 +37,9 @@ InstanceId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 class WireModel(BaseModel):
     """A frozen message body. Fields it does not know are ignored, so that peers may be newer."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(
+        frozen=True,
+        extra="ignore",
+        # Whoever writes one of these writes all of its fields.
+        json_schema_serialization_defaults_required=True,
+    )

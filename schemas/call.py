@@ -3,9 +3,11 @@
 The states mean exactly what they say; `mesh.calls.CallState` has them.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 from schemas.base import WireModel
+from schemas.completion import ChatCompletion
+from schemas.door import ApiError
 
 State = Literal["stored", "working", "answered", "failed", "expired", "cancelled"]
 
@@ -28,9 +30,9 @@ class CallView(WireModel):
     """By the broker's clock, in RFC 3339."""
     timeout_ms: int | None = None
     """The deadline, counted from the moment the request was stored."""
-    result: dict[str, Any] | None = None
-    """The whole answer, a `chat.completion`, once there is one."""
-    error: dict[str, Any] | None = None
-    """Why there is none, as in an error answer: `message`, `type`, `param`, `code`."""
+    result: ChatCompletion | None = None
+    """The whole answer, once there is one."""
+    error: ApiError | None = None
+    """Why there is none."""
     events: str = ""
     """Where the answer can be read as a stream."""

@@ -34,6 +34,7 @@ class ChatMessage(_Open):
     """One message. `content` is text, a list of parts, or null beside tool calls."""
 
     role: str = Field(min_length=1)
+    """Such as `system`, `user`, `assistant` and `tool`."""
     content: str | list[dict[str, Any]] | None = None
 
     @property
@@ -49,16 +50,21 @@ class StreamOptions(_Open):
     """Options of a streamed answer."""
 
     include_usage: _Flag = False
+    """Whether the last part tells how many tokens there were."""
 
 
 class ChatRequest(_Open):
     """A question to an agent: the body of a request, at the door and on the wire."""
 
     messages: list[ChatMessage] = Field(min_length=1)
+    """The conversation so far, the newest message last."""
     model: str = ""
+    """The agent, or the agent and the node: `solarius@node2`."""
     stream: _Flag = False
+    """Whether to answer part by part."""
     stream_options: StreamOptions | None = None
     n: _Count = Field(default=1, ge=1)
+    """How many answers to give. Most agents give one."""
 
     @property
     def last_text(self) -> str:

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.base import Id, WireModel
 from schemas.chat import ChatMessage, Usage
+from schemas.terms import TermFields
 
 
 class DirectRequest(BaseModel):
@@ -14,9 +15,15 @@ class DirectRequest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
 
     message: str = ""
+    """The question, as text."""
     messages: list[ChatMessage] | None = Field(default=None, min_length=1)
     """A whole conversation, instead of one message."""
     stream: bool = False
+    """Whether to answer part by part."""
+
+
+class DirectQuestion(TermFields, DirectRequest):
+    """A message to the agent that the path names, and what can be said to the mesh about it."""
 
 
 class DirectReply(WireModel):

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from schemas.terms import TargetFields
+
 ResponseStatus = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
@@ -81,6 +83,13 @@ class ResponseRequest(_Given):
     max_tool_calls: int | None = None
     context_management: list[dict[str, Any]] | None = None
     stream_options: dict[str, Any] | None = None
+
+
+class ResponseQuestion(TargetFields, ResponseRequest):
+    """A question to an agent, and what can be said to the mesh about it.
+
+    Fields that are not listed reach the agent as they are.
+    """
 
 
 class MessageItem(_Given):
@@ -166,7 +175,7 @@ class AllowedTools(_Given):
 class _Made(BaseModel):
     """What the door writes."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, json_schema_serialization_defaults_required=True)
 
 
 class OutputText(_Made):
@@ -280,3 +289,22 @@ class ResponseObject(_Made):
     usage: ResponseUsage | None = None
     """Null as long as the answer is not whole."""
     mesh: ResponsePlace
+
+
+class ResponseEvent(BaseModel):
+    """An event of a streamed response. Its other fields depend on its type.
+
+    A stream begins with `response.created`, and ends with `response.completed` or
+    `response.incomplete`. One that fails ends with `response.failed` and `error`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    type: str
+    """Such as `response.output_text.delta`; the event's own name too."""
+    sequence_number: int
+    """Counted from 0."""
+    response: ResponseObject | None = None
+    """Of events about the whole response."""
+    delta: str | None = None
+    """What is added to a text, or to the arguments of a function call."""

@@ -5,7 +5,7 @@ Each answer has an `x-request-id`, each error the OpenAI envelope. Who may pass 
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from starlette.exceptions import HTTPException
@@ -20,16 +20,28 @@ from mesh.shim.calls import CallEvents, CallResource
 from mesh.shim.connection_test import ConnectionTests
 from mesh.shim.cors import Cors
 from mesh.shim.direct import DirectChat
+from mesh.shim.docs import Docs
 from mesh.shim.door import Door
 from mesh.shim.guard import Guard
 from mesh.shim.health import Health, Live
 from mesh.shim.http import REQUEST_ID, request_id, send_json
 from mesh.shim.models import Model, Models
 from mesh.shim.openai import ChatCompletions
+from mesh.shim.openapi import OpenApi, make_document
+from mesh.shim.operations import Endpoint, Operation
+from mesh.shim.pages import Pages
 from mesh.shim.registry import Agent, Agents, Node, Nodes
 from mesh.shim.responses import ResponseCancel, ResponseResource, Responses
 from mesh.shim.rules import LOOPBACK_RULES, Rules
-from mesh.shim.status import BAD_REQUEST, NO_RETRY, SERVER, envelope, failure
+from mesh.shim.status import (
+    NO_RETRY,
+    SERVER,
+    UNKNOWN_URL,
+    WRONG_METHOD,
+    envelope,
+    failure,
+    refusal,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +50,11 @@ _JSON: Final = "application/json"
 
 def create_app(door: Door, rules: Rules = LOOPBACK_RULES) -> ASGIApp:
     """Make the application that answers for `door`, guarded by `rules`."""
-    app: ASGIApp = Guard(Switch(_routes(door)), rules, door.access)
+    endpoints = make_endpoints(door, rules)
+    open_paths = frozenset(
+        path for one in operations_of(endpoints) if one.is_open for path in one.paths
+    )
+    app: ASGIApp = Guard(Switch(make_routes(endpoints)), rules, door.access, open_paths)
     if rules.cors_origins:
         app = Cors(app, rules.cors_origins)
     return Envelope(app)
@@ -79,39 +95,47 @@ class Switch:
             await send_json(send, told.status, told.body, told.headers)
 
 
-def _routes(door: Door) -> list[Route]:
-    routes = [
-        Route("/health", Health(door), methods=["GET"]),
-        Route("/health/live", Live(), methods=["GET"]),
-        Route("/api/agents/connection-test", ConnectionTests(door), methods=["GET"]),
+def make_endpoints(door: Door, rules: Rules = LOOPBACK_RULES) -> list[Endpoint]:
+    """Make everything that answers for `door`."""
+    pages = Pages()
+    endpoints: list[Endpoint] = [
+        ChatCompletions(door),
+        DirectChat(door),
+        Responses(door),
+        ResponseResource(door),
+        ResponseCancel(door),
+        CallResource(door),
+        CallEvents(door),
+        Models(door),
+        Model(door),
+        Agents(door),
+        Agent(door),
+        Nodes(door),
+        Node(door),
+        ConnectionTests(door),
+        Health(door),
+        Live(),
+        *pages.files,
     ]
-    chat, models, model = ChatCompletions(door), Models(door), Model(door)
-    call, events = CallResource(door), CallEvents(door)
-    responses, response, cancel = Responses(door), ResponseResource(door), ResponseCancel(door)
-    # Some clients add the /v1 by themselves, and some want it in the base URL.
-    for prefix in ("/v1", ""):
-        routes += [
-            Route(f"{prefix}/chat/completions", chat, methods=["POST"]),
-            Route(f"{prefix}/responses", responses, methods=["POST"]),
-            Route(f"{prefix}/responses/{{id}}", response, methods=["GET"]),
-            Route(f"{prefix}/responses/{{id}}/cancel", cancel, methods=["POST"]),
-            Route(f"{prefix}/calls/{{id}}", call, methods=["GET", "DELETE"]),
-            Route(f"{prefix}/calls/{{id}}/events", events, methods=["GET"]),
-            Route(f"{prefix}/models", models, methods=["GET"]),
-            Route(f"{prefix}/models/{{id:path}}", model, methods=["GET"]),
-        ]
-    agent, node = Agent(door), Node(door)
-    routes += [
-        Route("/api/agent/{id}/chat", DirectChat(door), methods=["POST"]),
-        Route("/api/v1/agents", Agents(door), methods=["GET"]),
-        Route("/api/v1/nodes", Nodes(door), methods=["GET"]),
-        # The guide says /agent/, and most registries the plural.
-        Route("/api/v1/agent/{id}", agent, methods=["GET"]),
-        Route("/api/v1/agents/{id}", agent, methods=["GET"]),
-        Route("/api/v1/node/{id}", node, methods=["GET"]),
-        Route("/api/v1/nodes/{id}", node, methods=["GET"]),
-    ]
-    return routes
+    described = [*operations_of(endpoints), *OpenApi.operations]
+    document = make_document(described, requires_keys=rules.requires_keys)
+    return [*endpoints, OpenApi(document), Docs(door, document, pages)]
+
+
+def operations_of(endpoints: Iterable[Endpoint]) -> Iterator[Operation]:
+    """Yield what endpoints can do."""
+    for endpoint in endpoints:
+        yield from endpoint.operations
+
+
+def make_routes(endpoints: Iterable[Endpoint]) -> list[Route]:
+    """Return the routes to endpoints: one for each path, with all of its methods."""
+    found: dict[str, tuple[Endpoint, list[str]]] = {}
+    for endpoint in endpoints:
+        for operation in endpoint.operations:
+            for path in operation.paths:
+                found.setdefault(path, (endpoint, []))[1].append(operation.method)
+    return [Route(path, one, methods=methods) for path, (one, methods) in found.items()]
 
 
 class Envelope:
@@ -171,9 +195,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     # Not `request.url`: a Host header that is none would make it raise.
     asked = f"{request.method} {request.scope['path']}"
-    message, code = f"{error.detail}: {asked}", "http_error"
-    if error.status_code == 404:
-        message, code = f"there is nothing at {asked}: look for a typo", "unknown_url"
-    elif error.status_code == 405:
-        message, code = f"{asked} is not possible: try another method", "method_not_supported"
-    return Response(envelope(message, BAD_REQUEST, code), error.status_code, error.headers, _JSON)
+    told = refusal(UNKNOWN_URL, f"there is nothing at {asked}: look for a typo")
+    if error.status_code == WRONG_METHOD.status:
+        told = refusal(WRONG_METHOD, f"{asked} is not possible: try another method")
+    return Response(told.body, told.status, error.headers, _JSON)

@@ -7,7 +7,6 @@ of them. Whoever knows a call's id may: it is 128 random bits.
 import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any, Final
-from urllib.parse import parse_qs
 
 import orjson
 from starlette.types import Receive, Scope, Send
@@ -20,20 +19,66 @@ from mesh.followers import follow_call
 from mesh.frames import Frame
 from mesh.ledger import CallRecord, read_record
 from mesh.shim.door import Door, beside
+from mesh.shim.failures import ENDING, OF_A_CALL
 from mesh.shim.guard import require_agent
-from mesh.shim.http import CALL_ID, read_headers, send_json
+from mesh.shim.http import CALL_ID, read_headers, read_query, send_json
 from mesh.shim.openai import chunk_bodies
+from mesh.shim.operations import Answer, Events, Operation, Parameter, Tag
 from mesh.shim.sse import DONE, EventStream, event
 from mesh.shim.status import failure
+from mesh.subjects import CALL_PATTERN
 from schemas.call import CallView
+from schemas.completion import ChatCompletionChunk
 
 MAX_WAIT_S: Final = 300.0
 CANCEL_PATIENCE_S: Final = 2.0
 """How long a cancel is waited for; then the answer is 202: it is on its way."""
 
 
+_COUNT: Final = {"type": "integer", "minimum": 0, "maximum": 999_999_999}
+_CALL: Final = Parameter(
+    "id", "path", "The call's id.", {"type": "string", "pattern": f"^{CALL_PATTERN.pattern}$"}
+)
+
+
 class CallResource:
     """`GET /v1/calls/{id}` looks, and waits with `?wait=SECONDS`; `DELETE` stops the call."""
+
+    operations = (
+        Operation(
+            "getCall",
+            "GET",
+            "/v1/calls/{id}",
+            Tag.CALLS,
+            "Look at a call",
+            parameters=(
+                _CALL,
+                Parameter(
+                    "wait",
+                    "query",
+                    "How many seconds to wait at most for its end.",
+                    {"type": "integer", "minimum": 0, "maximum": int(MAX_WAIT_S)},
+                    example="10",
+                ),
+            ),
+            answers=(Answer(200, "Where it stands.", CallView, headers=(CALL_ID,)),),
+            failures=OF_A_CALL,
+        ),
+        Operation(
+            "cancelCall",
+            "DELETE",
+            "/v1/calls/{id}",
+            Tag.CALLS,
+            "Stop a call",
+            description="A call that has ended stays as it is.",
+            parameters=(_CALL,),
+            answers=(
+                Answer(200, "It has ended.", CallView, headers=(CALL_ID,)),
+                Answer(202, "It will end in a moment.", CallView, headers=(CALL_ID,)),
+            ),
+            failures=OF_A_CALL,
+        ),
+    )
 
     def __init__(self, door: Door) -> None:
         self._door = door
@@ -69,6 +114,34 @@ class CallEvents:
     The events are those of a streamed chat completion; N is how many of them the client has.
     They carry ids, so that a browser's EventSource goes on by itself.
     """
+
+    operations = (
+        Operation(
+            "streamCall",
+            "GET",
+            "/v1/calls/{id}/events",
+            Tag.CALLS,
+            "Read the answer of a call again, as a stream",
+            description="From the beginning, or from where you were. What is not there yet comes "
+            "as the agent writes it.",
+            parameters=(
+                _CALL,
+                Parameter("after", "query", "How many events you have.", _COUNT, example="0"),
+                Parameter(
+                    "Last-Event-ID", "header", "The same, as browsers say it by themselves.", _COUNT
+                ),
+            ),
+            answers=(
+                Answer(
+                    200,
+                    "The events of a streamed chat completion, numbered.",
+                    events=Events((ChatCompletionChunk,), ends_with_done=True),
+                    headers=(CALL_ID,),
+                ),
+            ),
+            failures=(*OF_A_CALL, *ENDING),
+        ),
+    )
 
     def __init__(self, door: Door) -> None:
         self._door = door
@@ -138,7 +211,7 @@ def view_of(record: CallRecord) -> dict[str, Any]:
 
 
 def _read_wait(scope: Scope) -> float:
-    text = _last(scope, b"wait")
+    text = read_query(scope).get("wait")
     if not text:
         return 0.0
     seconds = int(text) if text.isascii() and text.isdecimal() and len(text) < 6 else -1
@@ -149,14 +222,9 @@ def _read_wait(scope: Scope) -> float:
 
 def _read_after(scope: Scope) -> int:
     """Return how many events the client has: what it says, or what its EventSource remembers."""
-    text = _last(scope, b"after") or read_headers(scope).get("last-event-id", "")
+    text = read_query(scope).get("after") or read_headers(scope).get("last-event-id", "")
     if not text:
         return 0
     if text.isascii() and text.isdecimal() and len(text) < 10:
         return int(text)
     raise InvalidInputError("after: give the number of events that you have", field="after")
-
-
-def _last(scope: Scope, name: bytes) -> str:
-    given = parse_qs(scope["query_string"]).get(name)
-    return given[-1].decode(errors="replace") if given else ""

@@ -35,17 +35,50 @@ from mesh.probes import (
 from mesh.shim.door import Door, beside
 from mesh.shim.guard import require_agent, sees_everybody, shown_token
 from mesh.shim.http import read_headers, send_json
+from mesh.shim.operations import Answer, Events, Operation, Parameter, Tag
 from mesh.shim.sse import EventStream, event
 from mesh.shim.status import failure
-from schemas.probe import Method, ProbeEnd, ProbePlan, ProbeResult
+from mesh.shim.target import ID_SCHEMA
+from schemas.probe import ConnectionReport, Method, ProbeEnd, ProbePlan, ProbeResult
 
 _NO_STORE: Final = {"cache-control": "no-store"}
 _EVENTS: Final = "text/event-stream"
+_LIMIT: Final = {"type": "number", "minimum": MIN_LIMIT_S, "maximum": MAX_LIMIT_S}
 _SECONDS: Final = re.compile(r"[0-9]{1,4}(\.[0-9]{1,3})?")
 
 
 class ConnectionTests:
     """The endpoint, and the tests that run for it."""
+
+    operations = (
+        Operation(
+            "testConnections",
+            "GET",
+            "/api/agents/connection-test",
+            Tag.REGISTRY,
+            "Test every connection",
+            description="Tries each way to each agent and node, and says what to do about what "
+            "does not work. With the header `Accept: text/event-stream`, result by result: a plan, "
+            "the results, and the end.",
+            parameters=(
+                Parameter("agent", "query", "Only this agent.", ID_SCHEMA),
+                Parameter("node", "query", "Only what is on this node.", ID_SCHEMA),
+                Parameter(
+                    "method", "query", "Only this way.", {"type": "string", "enum": [*Method]}
+                ),
+                Parameter("timeout", "query", "Seconds for each try.", _LIMIT),
+            ),
+            answers=(
+                Answer(
+                    200,
+                    "What was found.",
+                    ConnectionReport,
+                    events=Events((ProbePlan, ProbeResult, ProbeEnd)),
+                ),
+            ),
+            failures=(NotAllowedError,),
+        ),
+    )
 
     def __init__(self, door: Door) -> None:
         self._door = door

@@ -16,20 +16,69 @@ from mesh.errors import InvalidInputError
 from mesh.frames import Frame
 from mesh.questions import encode_question
 from mesh.shim.door import Door
-from mesh.shim.exchange import Asked, Exchange
+from mesh.shim.exchange import LOCATION, Asked, Exchange
+from mesh.shim.failures import ASKING
 from mesh.shim.guard import owner_of, require_agent
-from mesh.shim.http import read_body, read_headers
+from mesh.shim.http import CALL_ID, read_body, read_headers
 from mesh.shim.openai import accepted_view, require_choices
+from mesh.shim.operations import Answer, Events, Operation, Tag
 from mesh.shim.sse import event
 from mesh.shim.status import Failure
-from mesh.shim.target import TARGET_FIELDS, read_source, read_target
-from mesh.shim.terms import TERM_FIELDS, read_terms
+from mesh.shim.target import (
+    AGENT_IN_PATH,
+    PLACE_PARAMETERS,
+    TARGET_FIELDS,
+    read_source,
+    read_target,
+)
+from mesh.shim.terms import TERM_FIELDS, TERMS_PARAMETERS, read_terms
+from schemas.call import CallView
 from schemas.chat import ChatMessage, ChatRequest
-from schemas.direct import DirectDelta, DirectEnd, DirectReply, DirectRequest
+from schemas.direct import (
+    DirectDelta,
+    DirectEnd,
+    DirectQuestion,
+    DirectReply,
+    DirectRequest,
+)
 
 
 class DirectChat:
     """The endpoint."""
+
+    operations = (
+        Operation(
+            "askAgent",
+            "POST",
+            "/api/agent/{id}/chat",
+            Tag.CHAT,
+            "Send one message to an agent",
+            description="The simplest way: a text, and the answer as a text. With the header "
+            "`Accept: text/event-stream`, or with `stream`, it comes part by part.",
+            parameters=(AGENT_IN_PATH, *PLACE_PARAMETERS, *TERMS_PARAMETERS),
+            request=DirectQuestion,
+            examples={
+                "plain": {"message": "Hello!"},
+                "streamed": {"message": "Hello!", "stream": True},
+            },
+            answers=(
+                Answer(
+                    200,
+                    "The whole answer, or with `stream` its parts as they come.",
+                    DirectReply,
+                    events=Events((DirectDelta, DirectEnd)),
+                    headers=(CALL_ID,),
+                ),
+                Answer(
+                    202,
+                    "With `background`: the call is stored.",
+                    CallView,
+                    headers=(CALL_ID, LOCATION),
+                ),
+            ),
+            failures=ASKING,
+        ),
+    )
 
     def __init__(self, door: Door) -> None:
         self._door = door

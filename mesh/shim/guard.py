@@ -5,7 +5,7 @@ dictionary. Tells endpoints whose key it was; they ask `require_agent`. The rule
 `mesh.shim.rules`, keys in `mesh.access`, the limits of a connection in `mesh.shim.protocol`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 from urllib.parse import unquote
 
@@ -25,9 +25,6 @@ from mesh.shim.status import (
     refusal,
 )
 from schemas.access import ApiKey
-
-OPEN_PATHS: Final = frozenset({"/health", "/health/live"})
-"""What needs no key: load balancers have none. Who shows no key is shown no details."""
 
 _KEY: Final = "mesh.key"
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -82,10 +79,15 @@ def require_agent(scope: Scope, agent: str) -> None:
 class Guard:
     """Lets through what may pass, and answers the rest."""
 
-    def __init__(self, app: ASGIApp, rules: Rules, access: Access) -> None:
+    def __init__(
+        self, app: ASGIApp, rules: Rules, access: Access, open_paths: Collection[str]
+    ) -> None:
         self._app = app
         self._rules = rules
         self._access = access
+        self._open_paths = open_paths
+        """What needs no key: load balancers have none, nor have those who read the documentation.
+        Who shows no key there is shown no details."""
         self._good_hosts: set[bytes] = set()
         """`Host` headers that have passed: clients send the same few."""
 
@@ -149,7 +151,7 @@ class Guard:
         return None
 
     async def _authenticate(self, scope: Scope, headers: Headers) -> Failure | None:
-        is_open = scope["path"] in OPEN_PATHS
+        is_open = scope["path"] in self._open_paths
         scope[_KEY] = None
         token = shown_token(headers)
         if is_open and not token:

@@ -9,12 +9,27 @@ from mesh.errors import BrokerUnreachableError
 from mesh.shim.door import Door
 from mesh.shim.guard import is_stranger
 from mesh.shim.http import send_json
+from mesh.shim.operations import Answer, Operation, Tag
 from mesh.shim.status import failure
 from mesh.version import VERSION
+from schemas.door import HealthView, LiveView, UnhealthyView
 
 
 class Live:
     """`GET /health/live`: the process answers, and that is all it says."""
+
+    operations = (
+        Operation(
+            "getLiveness",
+            "GET",
+            "/health/live",
+            Tag.HEALTH,
+            "See whether this server lives",
+            description="It does not look any further: restart it when there is no answer.",
+            answers=(Answer(200, "It lives.", LiveView),),
+            is_open=True,
+        ),
+    )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -23,6 +38,20 @@ class Live:
 
 class Health:
     """`GET /health`: ready to take calls, or 503. Who needs a key and shows none learns no more."""
+
+    operations = (
+        Operation(
+            "getHealth",
+            "GET",
+            "/health",
+            Tag.HEALTH,
+            "See whether this server can take calls",
+            answers=(Answer(200, "It can.", HealthView),),
+            failures=(BrokerUnreachableError,),
+            special_failures={503: UnhealthyView},
+            is_open=True,
+        ),
+    )
 
     def __init__(self, door: Door) -> None:
         self._door = door

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from itertools import accumulate
 from typing import Final
+from urllib.parse import parse_qsl
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
@@ -31,6 +32,12 @@ _STEPS: Final = tuple({91: 1, 123: 1, 93: -1, 125: -1}.get(byte, 0) for byte in 
 def read_headers(scope: Scope) -> dict[str, str]:
     """Return the headers of a request, by lower-case name; of repeated ones the last."""
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+
+
+def read_query(scope: Scope) -> dict[str, str]:
+    """Return the parameters of a query string that say something; of repeated ones the last."""
+    # As text: of bytes the standard library makes bytes again, and fails with what is not ASCII.
+    return dict(parse_qsl(scope["query_string"].decode("latin-1")))
 
 
 def request_id(scope: Scope) -> str:
@@ -114,8 +121,19 @@ async def send_json(
     send: Send, status: int, body: bytes, headers: Mapping[str, str] | None = None
 ) -> None:
     """Send a whole JSON answer."""
+    await send_body(send, status, body, "application/json", headers)
+
+
+async def send_body(
+    send: Send,
+    status: int,
+    body: bytes,
+    content_type: str,
+    headers: Mapping[str, str] | None = None,
+) -> None:
+    """Send a whole answer of any type."""
     raw = [
-        (b"content-type", b"application/json"),
+        (b"content-type", content_type.encode()),
         (b"content-length", str(len(body)).encode()),
     ]
     raw += [(name.encode(), value.encode("latin-1")) for name, value in (headers or {}).items()]

@@ -6,23 +6,43 @@ Answers from memory, and keeps what it has written as long as it is true.
 from collections.abc import Callable
 from datetime import datetime
 from functools import partial
-from typing import Any
-from urllib.parse import parse_qs
+from typing import Any, Final
 
 from starlette.types import Receive, Scope, Send
 
 from mesh import codec
 from mesh.errors import AgentNotFoundError, InvalidIdError
 from mesh.shim.door import Door
+from mesh.shim.failures import OF_AN_AGENT
 from mesh.shim.guard import may_call, require_agent, sees_everybody
-from mesh.shim.http import send_json
+from mesh.shim.http import read_query, send_json
+from mesh.shim.operations import EXAMPLE_AGENT, Answer, Operation, Parameter, Tag
 from mesh.shim.target import split_model
 from mesh.standing import AgentStanding
+from schemas.door import ModelList, ModelObject
 from schemas.registry import State
+
+_ALL: Final = {"type": "string", "enum": ["0", "1"]}
 
 
 class Models:
     """`GET /v1/models`: who can be called now; with `?all=1`, everybody who is known."""
+
+    operations = (
+        Operation(
+            "listModels",
+            "GET",
+            "/v1/models",
+            Tag.MODELS,
+            "List the agents that can be asked now",
+            parameters=(
+                Parameter(
+                    "all", "query", "`1` lists those too that are known and not running.", _ALL
+                ),
+            ),
+            answers=(Answer(200, "The agents, by id.", ModelList),),
+        ),
+    )
 
     def __init__(self, door: Door) -> None:
         self._door = door
@@ -31,7 +51,7 @@ class Models:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        shows_all = parse_qs(scope["query_string"]).get(b"all") == [b"1"]
+        shows_all = read_query(scope).get("all") == "1"
         if sees_everybody(scope):
             body = self._kept(shows_all)
         else:
@@ -56,6 +76,26 @@ class Models:
 
 class Model:
     """`GET /v1/models/{id}`: one agent, or one on one node."""
+
+    operations = (
+        Operation(
+            "getModel",
+            "GET",
+            "/v1/models/{id:path}",
+            Tag.MODELS,
+            "Look an agent up as a model",
+            parameters=(
+                Parameter(
+                    "id",
+                    "path",
+                    "An agent, or an agent and a node: `solarius@node2`.",
+                    example=EXAMPLE_AGENT,
+                ),
+            ),
+            answers=(Answer(200, "The agent.", ModelObject),),
+            failures=OF_AN_AGENT,
+        ),
+    )
 
     def __init__(self, door: Door) -> None:
         self._door = door

@@ -17,20 +17,69 @@ from mesh.completions import ChunkWriter, completion_body, read_replies
 from mesh.errors import InvalidInputError
 from mesh.frames import Frame
 from mesh.shim.door import Door
-from mesh.shim.exchange import Asked, Exchange
+from mesh.shim.exchange import LOCATION, Asked, Exchange
+from mesh.shim.failures import ASKING
 from mesh.shim.guard import owner_of, require_agent
-from mesh.shim.http import read_body, read_headers
+from mesh.shim.http import CALL_ID, read_body, read_headers
+from mesh.shim.operations import EXAMPLE_AGENT, Answer, Events, Link, Operation, Tag
 from mesh.shim.sse import DONE, event
 from mesh.shim.status import UNSUPPORTED_PARAMETER, Failure
-from mesh.shim.target import read_source, read_target
-from mesh.shim.terms import read_terms
+from mesh.shim.target import TARGET_PARAMETERS, read_source, read_target
+from mesh.shim.terms import TERMS_PARAMETERS, read_terms
 from mesh.tool_calls import ToolCallParts
 from schemas.call import CallView
 from schemas.chat import ChatDelta, ChatRequest
+from schemas.completion import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
+
+_QUESTION: Final = {
+    "model": EXAMPLE_AGENT,
+    "messages": [{"role": "user", "content": "Hello!"}],
+}
 
 
 class ChatCompletions:
     """`POST /v1/chat/completions`: one call, plain or streamed."""
+
+    operations = (
+        Operation(
+            "createChatCompletion",
+            "POST",
+            "/v1/chat/completions",
+            Tag.CHAT,
+            "Ask an agent",
+            description="`model` names the agent, such as `solarius`, or `solarius@node2` for the "
+            "instance on one node. The body goes to the agent as it is, and the answer comes as "
+            "the agent wrote it.\n\nAn agent that is not running is an error 503, unless you "
+            "`wait` for it or ask in the `background`.",
+            parameters=(*TARGET_PARAMETERS, *TERMS_PARAMETERS),
+            request=ChatCompletionRequest,
+            examples={
+                "plain": _QUESTION,
+                "streamed": {**_QUESTION, "stream": True},
+                "background": {**_QUESTION, "background": True},
+            },
+            answers=(
+                Answer(
+                    200,
+                    "The whole answer, or with `stream` its parts as they come.",
+                    ChatCompletion,
+                    events=Events((ChatCompletionChunk,), ends_with_done=True),
+                    headers=(CALL_ID,),
+                ),
+                Answer(
+                    202,
+                    "With `background`: the call is stored.",
+                    CallView,
+                    headers=(CALL_ID, LOCATION),
+                    links=tuple(
+                        Link(to, example="background")
+                        for to in ("getCall", "cancelCall", "streamCall")
+                    ),
+                ),
+            ),
+            failures=ASKING,
+        ),
+    )
 
     def __init__(self, door: Door) -> None:
         self._door = door

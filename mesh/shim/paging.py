@@ -14,12 +14,31 @@ from starlette.types import Scope
 
 from mesh import subjects
 from mesh.errors import InvalidIdError, InvalidInputError
+from mesh.shim.operations import Parameter
+from schemas.registry import State
 
 DEFAULT_LIMIT: Final = 100
 MAX_LIMIT: Final = 1_000
 MAX_OFFSET: Final = 1_000_000_000
 MAX_TEXT_CHARS: Final = 200
 PAGE: Final = ("limit", "offset")
+PAGE_PARAMETERS: Final = (
+    Parameter(
+        "limit",
+        "query",
+        f"How many to list at most: {DEFAULT_LIMIT} when nothing is said.",
+        {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT},
+    ),
+    Parameter(
+        "offset",
+        "query",
+        "How many to leave out before.",
+        {"type": "integer", "minimum": 0, "maximum": MAX_OFFSET},
+    ),
+)
+STATE_PARAMETER: Final = Parameter(
+    "state", "query", "Only those in this state.", {"type": "string", "enum": [*State]}
+)
 
 Choice = TypeVar("Choice", bound=StrEnum)
 

@@ -11,21 +11,55 @@ from starlette.types import Receive, Scope, Send
 
 from mesh import codec, subjects
 from mesh.directory import Directory
-from mesh.errors import AgentNotFoundError, InvalidIdError, MeshError, NodeNotFoundError
+from mesh.errors import (
+    AgentNotFoundError,
+    InvalidIdError,
+    MeshError,
+    NodeNotFoundError,
+    NotAllowedError,
+)
 from mesh.shim.door import Door
 from mesh.shim.guard import may_call, require_agent, sees_everybody
 from mesh.shim.http import base_url, send_json
-from mesh.shim.paging import Page, Query
-from mesh.shim.status import BAD_REQUEST, envelope, failure
+from mesh.shim.operations import EXAMPLE_NODE, Answer, Operation, Parameter, Tag
+from mesh.shim.paging import MAX_TEXT_CHARS, PAGE_PARAMETERS, STATE_PARAMETER, Page, Query
+from mesh.shim.status import (
+    NO_AGENT_ID,
+    NO_NODE_ID,
+    UNKNOWN_AGENT,
+    UNKNOWN_NODE,
+    Row,
+    refusal,
+)
+from mesh.shim.target import AGENT_IN_PATH, ID_SCHEMA
 from mesh.standing import AgentStanding, NodeStanding
+from schemas.listing import AgentList, ListedAgent, ListedNode, NodeList
 from schemas.registry import Instance, State
 
 CHAT_PATH: Final = "/api/agent/{id}/chat"
 """Where this shim takes a message for an agent."""
+_TEXT: Final = {"type": "string", "maxLength": MAX_TEXT_CHARS}
 
 
 class Agents:
     """`GET /api/v1/agents`: who is known, by id. Filters: `node`, `state`, `q` (id and text)."""
+
+    operations = (
+        Operation(
+            "listAgents",
+            "GET",
+            "/api/v1/agents",
+            Tag.REGISTRY,
+            "List the agents",
+            parameters=(
+                Parameter("node", "query", "Only those on this node.", ID_SCHEMA),
+                STATE_PARAMETER,
+                Parameter("q", "query", "Only those with this in id or description.", _TEXT),
+                *PAGE_PARAMETERS,
+            ),
+            answers=(Answer(200, "A page of them, by id.", AgentList),),
+        ),
+    )
 
     def __init__(self, door: Door) -> None:
         self._door = door
@@ -49,6 +83,21 @@ class Agents:
 class Agent:
     """`GET /api/v1/agent/{id}`: one agent."""
 
+    operations = (
+        Operation(
+            "getAgent",
+            "GET",
+            "/api/v1/agent/{id}",
+            Tag.REGISTRY,
+            "Look an agent up",
+            parameters=(AGENT_IN_PATH,),
+            answers=(Answer(200, "The agent.", ListedAgent),),
+            failures=(UNKNOWN_AGENT, NO_AGENT_ID, NotAllowedError),
+            # The guide says /agent/, and most registries the plural.
+            aliases=("/api/v1/agents/{id}",),
+        ),
+    )
+
     def __init__(self, door: Door) -> None:
         self._door = door
 
@@ -60,14 +109,28 @@ class Agent:
         require_agent(scope, name)
         try:
             found = directory.standing(name)
-        except (AgentNotFoundError, InvalidIdError) as error:
-            await _send_unknown(send, error, "agent_id")
+        except AgentNotFoundError as error:
+            await _send_unknown(send, UNKNOWN_AGENT, error)
+        except InvalidIdError as error:
+            await _send_unknown(send, NO_AGENT_ID, error)
         else:
             await send_json(send, 200, codec.dumps(writer.agent(found)))
 
 
 class Nodes:
     """`GET /api/v1/nodes`: the machines of the mesh, by id. Filter: `state`."""
+
+    operations = (
+        Operation(
+            "listNodes",
+            "GET",
+            "/api/v1/nodes",
+            Tag.REGISTRY,
+            "List the nodes",
+            parameters=(STATE_PARAMETER, *PAGE_PARAMETERS),
+            answers=(Answer(200, "A page of them, by id.", NodeList),),
+        ),
+    )
 
     def __init__(self, door: Door) -> None:
         self._door = door
@@ -91,6 +154,20 @@ class Nodes:
 class Node:
     """`GET /api/v1/node/{id}`: one node."""
 
+    operations = (
+        Operation(
+            "getNode",
+            "GET",
+            "/api/v1/node/{id}",
+            Tag.REGISTRY,
+            "Look a node up",
+            parameters=(Parameter("id", "path", "The node's id.", ID_SCHEMA, EXAMPLE_NODE),),
+            answers=(Answer(200, "The node.", ListedNode),),
+            failures=(UNKNOWN_NODE, NO_NODE_ID),
+            aliases=("/api/v1/nodes/{id}",),
+        ),
+    )
+
     def __init__(self, door: Door) -> None:
         self._door = door
 
@@ -100,8 +177,10 @@ class Node:
         writer = Writer(directory, base_url(scope), self._door.caller.node)
         try:
             found = directory.node_standing(scope["path_params"]["id"])
-        except (NodeNotFoundError, InvalidIdError) as error:
-            await _send_unknown(send, error, "node")
+        except NodeNotFoundError as error:
+            await _send_unknown(send, UNKNOWN_NODE, error)
+        except InvalidIdError as error:
+            await _send_unknown(send, NO_NODE_ID, error)
         else:
             agents = _agents_of(directory, scope, (found.id,))
             await send_json(send, 200, codec.dumps(writer.node(found, agents[found.id])))
@@ -186,8 +265,7 @@ def _agents_of(
     return found
 
 
-async def _send_unknown(send: Send, error: MeshError, param: str) -> None:
+async def _send_unknown(send: Send, row: Row, error: MeshError) -> None:
     """Answer that the path names nobody: there is no `model` here to blame, as elsewhere."""
-    told = failure(error)
-    body = envelope(error.message, BAD_REQUEST, error.code, param)
-    await send_json(send, told.status, body, told.headers)
+    told = refusal(row, error.message)
+    await send_json(send, told.status, told.body, told.headers)

@@ -13,7 +13,6 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Final
-from urllib.parse import parse_qs
 
 from starlette.types import Receive, Scope, Send
 
@@ -26,25 +25,78 @@ from mesh.followers import follow_call
 from mesh.frames import Frame
 from mesh.ledger import CallRecord, read_record
 from mesh.shim.door import Door, beside
-from mesh.shim.exchange import Asked, Exchange
+from mesh.shim.exchange import LOCATION, Asked, Exchange
+from mesh.shim.failures import ASKING, OF_A_CALL
 from mesh.shim.guard import owner_of, require_agent
-from mesh.shim.http import CALL_ID, read_body, read_headers, send_json
+from mesh.shim.http import CALL_ID, read_body, read_headers, read_query, send_json
 from mesh.shim.openai import chunk_bodies
+from mesh.shim.operations import (
+    EXAMPLE_AGENT,
+    Answer,
+    Events,
+    Link,
+    Operation,
+    Parameter,
+    Tag,
+)
 from mesh.shim.response_events import ResponseEvents
 from mesh.shim.response_input import unsupported
 from mesh.shim.response_options import chat_body, echo, read_request
 from mesh.shim.response_output import PREFIX, Draft, looked_up
-from mesh.shim.status import Failure
-from mesh.shim.target import read_source, read_target
-from mesh.shim.terms import OnLeave, Terms, read_terms
+from mesh.shim.status import NO_MEMORY, UNSUPPORTED, Failure
+from mesh.shim.target import TARGET_PARAMETERS, read_source, read_target
+from mesh.shim.terms import TERMS_PARAMETERS, OnLeave, Terms, read_terms
+from mesh.subjects import CALL_PATTERN
 from schemas.chat import ChatDelta, FinishReason
+from schemas.responses import ResponseEvent, ResponseObject, ResponseQuestion
 
 CANCEL_PATIENCE_S: Final = 2.0
 """How long a cancel is waited for; then it is on its way."""
 
+_QUESTION: Final = {"model": EXAMPLE_AGENT, "input": "Hello!"}
+_RESPONSE: Final = Parameter(
+    "id",
+    "path",
+    "The response's id, or the call's.",
+    {"type": "string", "pattern": f"^({PREFIX})?{CALL_PATTERN.pattern}$"},
+)
+
 
 class Responses:
     """`POST /v1/responses`: one call, plain, streamed or in the background."""
+
+    operations = (
+        Operation(
+            "createResponse",
+            "POST",
+            "/v1/responses",
+            Tag.RESPONSES,
+            "Ask an agent",
+            description="The agent gets a chat request that says the same. Tools are functions of "
+            "yours: those that OpenAI runs itself are not served.",
+            parameters=(*TARGET_PARAMETERS, *TERMS_PARAMETERS),
+            request=ResponseQuestion,
+            examples={
+                "plain": _QUESTION,
+                "streamed": {**_QUESTION, "stream": True},
+                "background": {**_QUESTION, "background": True},
+            },
+            answers=(
+                Answer(
+                    200,
+                    "The response: whole, or with `stream` its events as they come. With "
+                    "`background` it is queued.",
+                    ResponseObject,
+                    events=Events((ResponseEvent,), fails_with_envelope=False),
+                    headers=(CALL_ID, LOCATION),
+                    links=tuple(
+                        Link(to, example="background") for to in ("getResponse", "cancelResponse")
+                    ),
+                ),
+            ),
+            failures=(*ASKING, NO_MEMORY),
+        ),
+    )
 
     def __init__(self, door: Door) -> None:
         self._door = door
@@ -122,14 +174,28 @@ class ResponseDialect:
 class ResponseResource:
     """`GET /v1/responses/{id}`: where a response stands, or what it ended with."""
 
+    operations = (
+        Operation(
+            "getResponse",
+            "GET",
+            "/v1/responses/{id}",
+            Tag.RESPONSES,
+            "Look at a response",
+            description="Its events are not read again here: `/v1/calls/{id}/events` has the "
+            "answer as a stream.",
+            parameters=(_RESPONSE,),
+            answers=(Answer(200, "Where it stands.", ResponseObject, headers=(CALL_ID,)),),
+            failures=(*OF_A_CALL, UNSUPPORTED),
+        ),
+    )
+
     def __init__(self, door: Door) -> None:
         self._door = door
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         record = await _find(self._door, scope)
-        asked = parse_qs(scope["query_string"]).get(b"stream", [b""])[-1]
-        if asked.lower() in (b"true", b"1"):
+        if read_query(scope).get("stream", "").lower() in ("true", "1"):
             raise unsupported(
                 "stream", f"read the events of the chat at /v1/calls/{record.call.id}/events"
             )
@@ -138,6 +204,27 @@ class ResponseResource:
 
 class ResponseCancel:
     """`POST /v1/responses/{id}/cancel`: stop it. One that has ended stays as it is."""
+
+    operations = (
+        Operation(
+            "cancelResponse",
+            "POST",
+            "/v1/responses/{id}/cancel",
+            Tag.RESPONSES,
+            "Stop a response",
+            description="One that has ended stays as it is.",
+            parameters=(_RESPONSE,),
+            answers=(
+                Answer(
+                    200,
+                    "Where it stands now. It may end a moment later.",
+                    ResponseObject,
+                    headers=(CALL_ID,),
+                ),
+            ),
+            failures=OF_A_CALL,
+        ),
+    )
 
     def __init__(self, door: Door) -> None:
         self._door = door

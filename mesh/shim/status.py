@@ -5,7 +5,7 @@ the envelope: the OpenAI API reference, "Error codes"; of the headers: what open
 when it decides on a retry.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
@@ -45,9 +45,16 @@ class Row:
     """Whether it says that the request is in no mailbox."""
     asks_for_key: bool = False
     """Whether the client is told how to say who it is."""
+    meaning: str = ""
+    """For the documentation, where no class of error says it."""
 
 
-_INTERNAL: Final = Row(500, SERVER, "internal_error")
+_INTERNAL: Final = Row(
+    500,
+    SERVER,
+    "internal_error",
+    meaning="This server failed; its log has the id of the request.",
+)
 _UNKNOWN: Final = Row(404, BAD_REQUEST, "model_not_found", param="model")
 _INVALID: Final = Row(400, BAD_REQUEST, "invalid_value")
 _NO_BROKER: Final = Row(
@@ -95,7 +102,13 @@ TABLE: Final[dict[type[MeshError], Row]] = {
     errors.UnauthenticatedError: Row(401, AUTHENTICATION, "invalid_api_key", asks_for_key=True),
     errors.NotAllowedError: Row(403, PERMISSION, "agent_not_allowed", param="model"),
     errors.KeyNotFoundError: _INTERNAL,
-    errors.CallError: Row(503, SERVER, "call_interrupted", ends_calls=True),
+    errors.CallError: Row(
+        503,
+        SERVER,
+        "call_interrupted",
+        ends_calls=True,
+        meaning="This server is stopping; the call itself goes on, and its answer is stored.",
+    ),
     errors.CallNotFoundError: Row(404, BAD_REQUEST, "call_not_found"),
     errors.KeyReusedError: Row(409, BAD_REQUEST, "idempotency_key_reused"),
     errors.AgentOfflineError: Row(
@@ -112,15 +125,101 @@ TABLE: Final[dict[type[MeshError], Row]] = {
     errors.AgentFailedError: _AGENT_FAILED,
 }
 
-MALFORMED: Final = Row(400, BAD_REQUEST, "malformed_request")
-"""Bytes that are no HTTP, or that two servers could read in two ways."""
-HEADERS_TOO_LARGE: Final = Row(431, BAD_REQUEST, "headers_too_large")
-UNKNOWN_ENCODING: Final = Row(501, BAD_REQUEST, "unsupported_transfer_encoding")
-BODY_TOO_SLOW: Final = Row(408, BAD_REQUEST, "request_timeout")
-WRONG_HOST: Final = Row(421, BAD_REQUEST, "misdirected_host")
-WRONG_CONTENT_TYPE: Final = Row(415, BAD_REQUEST, "unsupported_media_type")
-FOREIGN_ORIGIN: Final = Row(403, PERMISSION, "origin_not_allowed")
-TOO_MANY_CONNECTIONS: Final = Row(503, SERVER, "too_many_connections", retry_after_s=_RETRY_SOON_S)
+MALFORMED: Final = Row(
+    400,
+    BAD_REQUEST,
+    "malformed_request",
+    meaning="This is no HTTP, or two servers could read it in two ways.",
+)
+HEADERS_TOO_LARGE: Final = Row(
+    431, BAD_REQUEST, "headers_too_large", meaning="Request line and headers are too long."
+)
+UNKNOWN_ENCODING: Final = Row(
+    501,
+    BAD_REQUEST,
+    "unsupported_transfer_encoding",
+    meaning="The body comes in another transfer encoding than chunked.",
+)
+BODY_TOO_SLOW: Final = Row(
+    408, BAD_REQUEST, "request_timeout", meaning="The body did not come in time."
+)
+WRONG_HOST: Final = Row(
+    421, BAD_REQUEST, "misdirected_host", meaning="The Host header does not name this server."
+)
+WRONG_CONTENT_TYPE: Final = Row(
+    415,
+    BAD_REQUEST,
+    "unsupported_media_type",
+    meaning="The body is not declared as JSON, or it is compressed.",
+)
+FOREIGN_ORIGIN: Final = Row(
+    403,
+    PERMISSION,
+    "origin_not_allowed",
+    meaning="A page of another origin may not change anything here.",
+)
+TOO_MANY_CONNECTIONS: Final = Row(
+    503,
+    SERVER,
+    "too_many_connections",
+    retry_after_s=_RETRY_SOON_S,
+    meaning="This server has as many connections as it can hold.",
+)
+UNKNOWN_URL: Final = Row(404, BAD_REQUEST, "unknown_url", meaning="There is no such path.")
+WRONG_METHOD: Final = Row(
+    405, BAD_REQUEST, "method_not_supported", meaning="The path has other methods."
+)
+UNSUPPORTED: Final = Row(
+    400, BAD_REQUEST, UNSUPPORTED_PARAMETER, meaning="A field is valid, but not served here."
+)
+UNKNOWN_AGENT: Final = Row(
+    404,
+    BAD_REQUEST,
+    errors.AgentNotFoundError.code,
+    param="agent_id",
+    meaning="No agent of this id has ever been announced.",
+)
+UNKNOWN_NODE: Final = Row(
+    404,
+    BAD_REQUEST,
+    errors.NodeNotFoundError.code,
+    param="node",
+    meaning="No node of this id has ever been announced.",
+)
+NO_AGENT_ID: Final = Row(
+    400,
+    BAD_REQUEST,
+    errors.InvalidIdError.code,
+    param="agent_id",
+    meaning="What the path names cannot be an id.",
+)
+NO_NODE_ID: Final = replace(NO_AGENT_ID, param="node")
+NO_MEMORY: Final = Row(
+    400,
+    BAD_REQUEST,
+    UNKNOWN_RESPONSE,
+    meaning="What was said before is not remembered: send the whole conversation.",
+)
+
+REFUSALS: Final = (
+    MALFORMED,
+    HEADERS_TOO_LARGE,
+    UNKNOWN_ENCODING,
+    BODY_TOO_SLOW,
+    WRONG_HOST,
+    WRONG_CONTENT_TYPE,
+    FOREIGN_ORIGIN,
+    TOO_MANY_CONNECTIONS,
+    UNKNOWN_URL,
+    WRONG_METHOD,
+    UNSUPPORTED,
+    NO_MEMORY,
+    UNKNOWN_AGENT,
+    UNKNOWN_NODE,
+    NO_AGENT_ID,
+    NO_NODE_ID,
+)
+"""What is told beside the table."""
 
 _BY_STATUS: Final = {row.status: row for row in (MALFORMED, HEADERS_TOO_LARGE, UNKNOWN_ENCODING)}
 

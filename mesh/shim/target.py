@@ -10,6 +10,8 @@ from typing import Any, Final
 
 from mesh import subjects
 from mesh.errors import InvalidIdError, InvalidInputError
+from mesh.shim.operations import EXAMPLE_AGENT, Parameter
+from schemas.base import ID_PATTERN
 
 AGENT_HEADER: Final = "X-Mesh-Agent"
 NODE_HEADER: Final = "X-Mesh-Target-Node"
@@ -17,6 +19,18 @@ SOURCE_AGENT_HEADER: Final = "X-Mesh-Source-Agent"
 SOURCE_NODE_HEADER: Final = "X-Mesh-Source-Node"
 TARGET_FIELDS: Final = frozenset({"agent_id", "target_node", "source_agent", "source_node"})
 """What a body says to the mesh, and not to an agent."""
+
+ID_SCHEMA: Final = {"type": "string", "pattern": f"^{ID_PATTERN.pattern}$"}
+AGENT_IN_PATH: Final = Parameter("id", "path", "The agent's id.", ID_SCHEMA, example=EXAMPLE_AGENT)
+PLACE_PARAMETERS: Final = (
+    Parameter(NODE_HEADER, "header", "`target_node` as a header.", ID_SCHEMA),
+    Parameter(SOURCE_AGENT_HEADER, "header", "`source_agent` as a header.", ID_SCHEMA),
+    Parameter(SOURCE_NODE_HEADER, "header", "`source_node` as a header.", ID_SCHEMA),
+)
+TARGET_PARAMETERS: Final = (
+    Parameter(AGENT_HEADER, "header", "`agent_id` as a header.", ID_SCHEMA),
+    *PLACE_PARAMETERS,
+)
 
 Headers = Mapping[str, str]
 """By lower-case name."""

@@ -12,6 +12,7 @@ from typing import Any, Final
 from mesh.errors import InvalidInputError
 from mesh.headers import MAX_TIMEOUT_S
 from mesh.settings import DEFAULT_HTTP_TIMEOUT_S
+from mesh.shim.operations import Parameter
 
 TIMEOUT_HEADER: Final = "X-Mesh-Timeout"
 WAIT_HEADER: Final = "X-Mesh-Wait"
@@ -24,9 +25,33 @@ TERM_FIELDS: Final = frozenset({"timeout", "wait", "background"})
 DEFAULT_BACKGROUND_TIMEOUT_S: Final = 3600.0
 """Nobody waits for it, so the agent may be away for a while."""
 
-_SECONDS: Final = re.compile(r"[0-9]{1,5}(\.[0-9]{1,9})?")
+_SECONDS: Final = re.compile(r"[0-9]{1,5}(\.[0-9]{1,20})?")
 _KEY: Final = re.compile(r"[\x20-\x7e]{1,255}")
 _FLAGS: Final = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+
+TERMS_PARAMETERS: Final = (
+    Parameter(
+        TIMEOUT_HEADER,
+        "header",
+        "`timeout` as a header.",
+        {"type": "number", "minimum": 0.001, "maximum": MAX_TIMEOUT_S},
+    ),
+    Parameter(WAIT_HEADER, "header", "`wait` as a header.", {"type": "boolean"}),
+    Parameter(
+        KEY_HEADER,
+        "header",
+        "Your own name for the call: a request with the same one is the same call, for a day. Its "
+        "answer comes once more, and no agent starts again.",
+        {"type": "string", "pattern": f"^{_KEY.pattern}$"},
+    ),
+    Parameter(
+        LEAVE_HEADER,
+        "header",
+        "What becomes of the call when you leave before its answer: it is stopped, or goes on. "
+        "Without a word it goes on if there is an `Idempotency-Key`, to come back with.",
+        {"type": "string", "enum": ["cancel", "detach"]},
+    ),
+)
 
 Headers = Mapping[str, str]
 """By lower-case name."""
