@@ -21,7 +21,7 @@ from mesh.shim.guard import owner_of, require_agent
 from mesh.shim.http import read_body, read_headers
 from mesh.shim.openai import accepted_view, require_choices
 from mesh.shim.sse import event
-from mesh.shim.status import Failure
+from mesh.shim.status import ACCEPTED, Failure
 from mesh.shim.target import TARGET_FIELDS, read_source, read_target
 from mesh.shim.terms import TERM_FIELDS, read_terms
 from schemas.chat import ChatMessage, ChatRequest
@@ -59,7 +59,7 @@ class DirectChat:
 class DirectDialect:
     """Answers as plain text in a small object."""
 
-    accepted_status: Final = 202
+    accepted_status: Final = ACCEPTED
 
     def answer(self, call: Call, frame: Frame) -> bytes:
         """Return a final frame as a `DirectReply`."""
