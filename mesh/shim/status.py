@@ -79,7 +79,8 @@ TABLE: Final[dict[type[MeshError], Row]] = {
     errors.StreamMissingError: _NOT_TAKEN,
     errors.StreamConfigError: _NO_BROKER,
     errors.PublishRefusedError: _NOT_TAKEN,
-    errors.AckLostError: _NO_BROKER,
+    # Not to be repeated blindly: it may be stored.
+    errors.AckLostError: Row(503, SERVER, "broker_unavailable", ends_calls=True),
     errors.NotPermittedError: _NO_BROKER,
     errors.EmbeddedBrokerError: _INTERNAL,
     errors.ServerBinaryError: _INTERNAL,

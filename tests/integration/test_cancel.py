@@ -252,6 +252,19 @@ async def test_a_cancel_that_names_a_foreign_request(
         await until(lambda: held.finished == 1)
 
 
+async def test_a_second_cancel(
+    agent_id: str, running: Running, client: MeshClient, connection: Connection
+) -> None:
+    """It counts, whatever became of the first: that one did not know where the request lies."""
+    await offline(running, client, agent_id)
+    stored = await client.submit(agent_id, question(agent_id), timeout_s=60)
+    blind = StoredCall(stored.id, agent_id, "", 0)
+    await client.cancel(blind)
+    await _handled(connection, blind)
+    await client.cancel(stored)
+    await until(lambda: is_gone(connection, stored.sequence))
+
+
 async def test_a_message_that_looks_like_a_cancel(
     agent_id: str, running: Running, client: MeshClient, bare: Client
 ) -> None:
