@@ -88,6 +88,8 @@ def _kind(function: Callable[..., Any]) -> HandlerKind:
 class Agent:
     """An agent of the mesh, to be run by `mesh run module:attribute`.
 
+    `max_choices` is the largest `n` that clients may ask with; it stands in `request.n`.
+
     Raises:
         InvalidIdError: `agent_id` is not an id.
     """
@@ -100,12 +102,14 @@ class Agent:
         version: str = "",
         model: str = "",
         concurrency: int = 16,
+        max_choices: int = 1,
     ) -> None:
         self.id = subjects.require_id(agent_id)
         self._description = description
         self._version = version
         self._model = model
         self._concurrency = concurrency
+        self._max_choices = max_choices
         self._handler: Handler | None = None
         self._subscriptions: dict[tuple[str, str], Handler] = {}
         self._outlet: EventOutlet | None = None
@@ -120,6 +124,7 @@ class Agent:
             model=self._model,
             concurrency=self._concurrency,
             streams=self._handler is not None and self._handler.kind.streams,
+            max_choices=self._max_choices,
             subscriptions=tuple(
                 Subscription(source=source, name=name) for source, name in self._subscriptions
             ),

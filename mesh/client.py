@@ -184,6 +184,7 @@ class MeshClient:
             KeyReusedError: another request was sent under this `call_id`.
             MailboxFullError: too many requests wait for the agent already.
             PublishRefusedError: JetStream does not take it.
+            AckLostError: JetStream did not say; the call may be stored.
         """
         await self._require_way(agent, node, timeout_s, wait=wait)
         name = call_id or os.urandom(16).hex()

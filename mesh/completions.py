@@ -5,6 +5,7 @@ Source of the shapes: the OpenAI API reference, "The chat completion object" and
 """
 
 import time
+from collections.abc import Sequence
 from typing import Any, Final, get_args
 
 import orjson
@@ -62,42 +63,46 @@ def completion_body(call_id: str, agent: str, frame: Frame) -> bytes:
         ProtocolError: it is a completion without an answer in it.
     """
     made = None if frame.is_text else _read_completion(frame.body)
-    if made is None:
-        return completion(call_id, agent, frame.node, read_reply(frame))
-    if _is_whole(made):
+    if made is not None and _is_whole(made):
         return frame.body
-    template = orjson.loads(completion(call_id, agent, frame.node, read_reply(frame)))
-    return orjson.dumps(_filled(made, template))
+    whole = [completion(call_id, agent, frame.node, one) for one in read_replies(frame)]
+    return whole[0] if made is None else orjson.dumps(_filled(made, whole))
 
 
 def _read_completion(body: bytes) -> dict[str, Any] | None:
-    """Return a body that is a completion with an answer in it."""
+    """Return a body that is a completion with answers in it."""
     try:
         made: dict[str, Any] = orjson.loads(body)
-        return made if isinstance(made["choices"][0]["message"], dict) else None
+        are_answers = all(isinstance(one["message"], dict) for one in made["choices"])
+        return made if made["choices"] and are_answers else None
     except (orjson.JSONDecodeError, KeyError, IndexError, TypeError):
         return None
 
 
 def _is_whole(made: dict[str, Any]) -> bool:
-    choice = made["choices"][0]
-    return (
-        made.keys() >= _FIELDS
-        and bool(made["usage"])
-        and "index" in choice
-        and bool(_reason(choice))
-        and choice["message"].keys() >= _MESSAGE_FIELDS
-    )
+    return made.keys() >= _FIELDS and bool(made["usage"]) and all(map(_is_answer, made["choices"]))
 
 
-def _filled(made: dict[str, Any], template: dict[str, Any]) -> dict[str, Any]:
-    """Return a foreign agent's completion, with a whole one behind it."""
-    given, first = made["choices"][0], template["choices"][0]
-    message = {**first["message"], **given["message"]}
-    reason = _reason(given) or first["finish_reason"]
-    choice = {**first, **given, "message": message, "finish_reason": reason}
-    usage = made.get("usage") or template["usage"]
-    return {**template, **made, "choices": [choice], "usage": usage}
+def _is_answer(choice: dict[str, Any]) -> bool:
+    has_reason = "index" in choice and bool(_reason(choice))
+    return has_reason and choice["message"].keys() >= _MESSAGE_FIELDS
+
+
+def _filled(made: dict[str, Any], whole: Sequence[bytes]) -> dict[str, Any]:
+    """Return a foreign agent's completion, with a whole one behind each of its answers."""
+    templates = [orjson.loads(one) for one in whole]
+    choices = [
+        _filled_choice(given, {**template["choices"][0], "index": place})
+        for place, (given, template) in enumerate(zip(made["choices"], templates, strict=True))
+    ]
+    usage = made.get("usage") or templates[0]["usage"]
+    return {**templates[0], **made, "choices": choices, "usage": usage}
+
+
+def _filled_choice(given: dict[str, Any], template: dict[str, Any]) -> dict[str, Any]:
+    message = {**template["message"], **given["message"]}
+    reason = _reason(given) or template["finish_reason"]
+    return {**template, **given, "message": message, "finish_reason": reason}
 
 
 def _reason(choice: dict[str, Any]) -> FinishReason | None:
@@ -117,6 +122,8 @@ class ChunkWriter:
             "model": agent,
         }
         self._include_usage = include_usage
+        self.choice = 0
+        """Of several answers to one question, the one that chunks are written of."""
 
     def role(self) -> bytes:
         """Encode the first chunk, which names the role and carries no text."""
@@ -140,7 +147,7 @@ class ChunkWriter:
         return orjson.dumps({**self._head, "choices": [], "usage": usage.model_dump()})
 
     def _chunk(self, delta: dict[str, Any], reason: str | None) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+        choice = {"index": self.choice, "delta": delta, "logprobs": None, "finish_reason": reason}
         body: dict[str, Any] = {**self._head, "choices": [choice]}
         if self._include_usage:
             body["usage"] = None
@@ -150,31 +157,44 @@ class ChunkWriter:
 def read_reply(frame: Frame) -> ChatReply:
     """Read the answer of a final frame, be it a completion, other JSON, or text.
 
-    JSON that is no completion is the text of the answer: a FastStream agent may return any.
+    JSON that is no completion is the text of the answer: a FastStream agent may return any. Of
+    several answers to one question this is the first.
 
     Raises:
         ProtocolError: a completion whose message breaks the shape.
     """
+    return read_replies(frame)[0]
+
+
+def read_replies(frame: Frame) -> list[ChatReply]:
+    """Read the answers of a final frame: one, unless the request asked for several by `n`.
+
+    All have the usage of the whole. Raises what `read_reply` raises.
+    """
     text = frame.body.decode(errors="replace")
     if frame.is_text:
-        return ChatReply(content=text)
+        return [ChatReply(content=text)]
     value = _loads(frame.body)
     if not isinstance(value, dict) or "choices" not in value:
-        return ChatReply(content=value if isinstance(value, str) else text)
+        return [ChatReply(content=value if isinstance(value, str) else text)]
     try:
-        choice = value["choices"][0]
-        message = choice["message"]
-        reason = _reason(choice)
-        named: dict[str, Any] = {"finish_reason": reason} if reason else {}
-        tool_calls = [whole_call(one) for one in message.get("tool_calls") or ()]
-        return ChatReply(
-            content=message.get("content"),
-            tool_calls=tool_calls or None,
-            usage=Usage.model_validate(value.get("usage") or {}),
-            **named,
-        )
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        usage = Usage.model_validate(value.get("usage") or {})
+        found = [_read_choice(choice, usage) for choice in value["choices"]]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ProtocolError(f"the answer is not a chat.completion: {error}") from None
+    if not found:
+        raise ProtocolError("the answer is not a chat.completion: it has no choices")
+    return found
+
+
+def _read_choice(choice: Any, usage: Usage) -> ChatReply:
+    message = choice["message"]
+    reason = _reason(choice)
+    named: dict[str, Any] = {"finish_reason": reason} if reason else {}
+    tool_calls = [whole_call(one) for one in message.get("tool_calls") or ()]
+    return ChatReply(
+        content=message.get("content"), tool_calls=tool_calls or None, usage=usage, **named
+    )
 
 
 def read_delta(body: bytes) -> ChatDelta:

@@ -17,6 +17,7 @@ from nats.aio.client import Client
 
 from mesh.background import BackgroundTasks
 from mesh.errors import BrokerUnreachableError
+from mesh.nats_client import MeshNatsClient
 from mesh.publisher import Publisher
 
 logger = logging.getLogger(__name__)
@@ -121,7 +122,7 @@ async def open_connection(
     Raises:
         BrokerUnreachableError: there is no broker, or it refuses us.
     """
-    client = Client()
+    client = MeshNatsClient()
     prefix = _inbox_prefix(url)
     connection = Connection(client, is_guarded=prefix != OPEN_INBOX_PREFIX)
     failure: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()

@@ -21,7 +21,14 @@ from mesh import headers as h
 from mesh.background import BackgroundTasks
 from mesh.callers import Caller, Lineage
 from mesh.calls import Call, StoredCall
-from mesh.errors import AckLostError, MailboxFullError, MeshError, PublishRefusedError
+from mesh.errors import (
+    AckLostError,
+    BrokerUnreachableError,
+    MailboxFullError,
+    MeshError,
+    PublishRefusedError,
+    TransportError,
+)
 from mesh.publisher import MAILBOX_FULL, PubAck, Publisher
 from mesh.replies import frame_lifetime_s
 from schemas.frame import CancelBody, FrameKind, StoredBody
@@ -109,19 +116,22 @@ class Outbox:
             MailboxFullError: it is not taken, as too many wait already.
             PublishRefusedError: it is not taken for another reason.
             PayloadTooLargeError: it is over the broker's limit.
-            BrokerUnreachableError: no acknowledgement; it may or may not be stored.
+            AckLostError: no acknowledgement; it may or may not be stored.
         """
         try:
             return await self._publisher.publish(request.subject, request.body, request.headers)
         except PublishRefusedError as error:
             raise _refusal(agent, error) from error
+        except BrokerUnreachableError as error:
+            raise AckLostError(
+                f"the broker did not acknowledge the request, which may be stored: {error}"
+            ) from error
 
     async def record(self, request: Request, sequence: int) -> None:
         """Write the `stored` frame of a request, and return when JetStream has it.
 
         Raises:
-            PublishRefusedError: it is not taken.
-            BrokerUnreachableError: no acknowledgement.
+            AckLostError: it is not taken, or that is not acknowledged; the request is stored.
         """
         found = h.RequestHeaders.read(request.headers)
         timeout_ms = found.timeout_ms or int(h.MAX_TIMEOUT_S * 1000)
@@ -140,7 +150,10 @@ class Outbox:
             h.MSG_ID: f"{found.call_id}.stored",
             h.TTL: h.ttl(frame_lifetime_s(timeout_ms / 1000 + found.keep_s)),
         }
-        await self._publisher.publish(found.reply_to, codec.encode(body), headers)
+        try:
+            await self._publisher.publish(found.reply_to, codec.encode(body), headers)
+        except TransportError as error:
+            raise AckLostError(f"the request is stored, but not put on record: {error}") from error
 
     async def cancel(self, call: Call | StoredCall) -> None:
         """Ask for the end of a call, and return when JetStream has that.

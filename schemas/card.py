@@ -30,4 +30,6 @@ class AgentCard(WireModel):
     """Calls that one process works on at once."""
     streams: bool = False
     """Whether answers can be streamed token by token."""
+    max_choices: int = Field(default=1, ge=1, le=128)
+    """The largest `n` of a chat request that it serves: how many answers to one question."""
     subscriptions: tuple[Subscription, ...] = ()

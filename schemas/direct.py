@@ -5,15 +5,17 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.base import Id, WireModel
-from schemas.chat import Usage
+from schemas.chat import ChatMessage, Usage
 
 
 class DirectRequest(BaseModel):
-    """A message to the agent that the path names."""
+    """A message to the agent that the path names. Other fields are those of a chat request."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    message: str = Field(min_length=1)
+    message: str = ""
+    messages: list[ChatMessage] | None = Field(default=None, min_length=1)
+    """A whole conversation, instead of one message."""
     stream: bool = False
 
 

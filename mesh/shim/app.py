@@ -27,6 +27,7 @@ from mesh.shim.http import REQUEST_ID, request_id, send_json
 from mesh.shim.models import Model, Models
 from mesh.shim.openai import ChatCompletions
 from mesh.shim.registry import Agent, Agents, Node, Nodes
+from mesh.shim.responses import ResponseCancel, ResponseResource, Responses
 from mesh.shim.rules import LOOPBACK_RULES, Rules
 from mesh.shim.status import BAD_REQUEST, NO_RETRY, SERVER, envelope, failure
 
@@ -86,10 +87,14 @@ def _routes(door: Door) -> list[Route]:
     ]
     chat, models, model = ChatCompletions(door), Models(door), Model(door)
     call, events = CallResource(door), CallEvents(door)
+    responses, response, cancel = Responses(door), ResponseResource(door), ResponseCancel(door)
     # Some clients add the /v1 by themselves, and some want it in the base URL.
     for prefix in ("/v1", ""):
         routes += [
             Route(f"{prefix}/chat/completions", chat, methods=["POST"]),
+            Route(f"{prefix}/responses", responses, methods=["POST"]),
+            Route(f"{prefix}/responses/{{id}}", response, methods=["GET"]),
+            Route(f"{prefix}/responses/{{id}}/cancel", cancel, methods=["POST"]),
             Route(f"{prefix}/calls/{{id}}", call, methods=["GET", "DELETE"]),
             Route(f"{prefix}/calls/{{id}}/events", events, methods=["GET"]),
             Route(f"{prefix}/models", models, methods=["GET"]),

@@ -4,6 +4,7 @@ The guide's direct method. What travels is an OpenAI chat request, as from every
 """
 
 from collections.abc import AsyncGenerator
+from typing import Final
 
 from starlette.types import Receive, Scope, Send
 
@@ -18,11 +19,12 @@ from mesh.shim.door import Door
 from mesh.shim.exchange import Asked, Exchange
 from mesh.shim.guard import owner_of, require_agent
 from mesh.shim.http import read_body, read_headers
-from mesh.shim.openai import accepted_view
+from mesh.shim.openai import accepted_view, require_choices
 from mesh.shim.sse import event
 from mesh.shim.status import Failure
-from mesh.shim.target import read_source, read_target
-from mesh.shim.terms import read_terms
+from mesh.shim.target import TARGET_FIELDS, read_source, read_target
+from mesh.shim.terms import TERM_FIELDS, read_terms
+from schemas.chat import ChatMessage, ChatRequest
 from schemas.direct import DirectDelta, DirectEnd, DirectReply, DirectRequest
 
 
@@ -45,7 +47,7 @@ class DirectChat:
         is_streamed = request.stream or "text/event-stream" in headers.get("accept", "")
         asked = Asked(
             target=target,
-            body=_question(target.agent, request.message, is_streamed=is_streamed),
+            body=_question(target.agent, request, is_streamed=is_streamed),
             is_streamed=is_streamed,
             source=known_source(source.agent, source.node, self._door.caller),
             terms=read_terms(fields, headers),
@@ -56,6 +58,8 @@ class DirectChat:
 
 class DirectDialect:
     """Answers as plain text in a small object."""
+
+    accepted_status: Final = 202
 
     def answer(self, call: Call, frame: Frame) -> bytes:
         """Return a final frame as a `DirectReply`."""
@@ -76,11 +80,21 @@ class DirectDialect:
         return codec.encode(accepted_view(call))
 
 
-def _question(agent: str, message: str, *, is_streamed: bool) -> bytes:
-    try:
-        return encode_question(agent, message, stream=is_streamed)
-    except InvalidInputError as error:
-        raise InvalidInputError(error.message, field="message") from None
+def _question(agent: str, request: DirectRequest, *, is_streamed: bool) -> bytes:
+    """Encode the chat request that says the same; what nobody here knows reaches the agent."""
+    if (request.messages is None) == (not request.message.strip()):
+        raise InvalidInputError(
+            'message: say something, as {"message": "hello"}, or give `messages` instead',
+            field="message",
+        )
+    said = request.messages or [ChatMessage(role="user", content=request.message)]
+    extra = request.model_extra or {}
+    question = {
+        **{name: extra[name] for name in extra if name not in TARGET_FIELDS | TERM_FIELDS},
+        "messages": [one.model_dump(mode="json", exclude_unset=True) for one in said],
+    }
+    require_choices(codec.validate(ChatRequest, question), 1)
+    return encode_question(agent, question, stream=is_streamed)
 
 
 def _reply(kind: type[DirectReply], call: Call, frame: Frame) -> DirectReply:

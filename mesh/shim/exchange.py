@@ -46,6 +46,10 @@ class Asked:
 class Dialect(Protocol):
     """How one HTTP API words an answer."""
 
+    @property
+    def accepted_status(self) -> int:
+        """The HTTP status of a background call that is stored."""
+
     def answer(self, call: Call, frame: Frame) -> bytes:
         """Return the body of a whole answer.
 
@@ -78,7 +82,8 @@ class Exchange:
         if asked.terms.is_background:
             stored = await self._store(asked)
             where = {CALL_ID: stored.id, LOCATION: f"/v1/calls/{stored.id}"}
-            await send_json(send, 202, dialect.accepted(stored), where)
+            body = dialect.accepted(stored)
+            await send_json(send, dialect.accepted_status, body, where)
             return
         if asked.terms.key:
             stored = await self._store(asked)

@@ -6,13 +6,14 @@ the shapes: the OpenAI API reference, "Create chat completion".
 """
 
 from collections.abc import AsyncGenerator, Iterator
+from typing import Final
 
 from starlette.types import Receive, Scope, Send
 
 from mesh import codec
 from mesh.callers import known_source
 from mesh.calls import Call, StoredCall
-from mesh.completions import ChunkWriter, completion_body, read_reply
+from mesh.completions import ChunkWriter, completion_body, read_replies
 from mesh.errors import InvalidInputError
 from mesh.frames import Frame
 from mesh.shim.door import Door
@@ -43,6 +44,8 @@ class ChatCompletions:
         fields = request.model_extra or {}
         target = read_target(request.model, fields, headers)
         require_agent(scope, target.agent)
+        if request.n > 1:
+            require_choices(request, self._choices_of(target.agent))
         source = read_source(fields, headers)
         asked = Asked(
             target=target,
@@ -55,9 +58,15 @@ class ChatCompletions:
         dialect = ChatDialect(include_usage=request.include_usage)
         await self._exchange.run(asked, dialect, receive, send)
 
+    def _choices_of(self, agent: str) -> int:
+        record = self._door.client.directory.agent_record(agent)
+        return record.card.max_choices if record is not None else 1
+
 
 class ChatDialect:
     """Answers as chat completions and their chunks."""
+
+    accepted_status: Final = 202
 
     def __init__(self, *, include_usage: bool) -> None:
         self._include_usage = include_usage
@@ -92,16 +101,24 @@ def read_request(body: bytes) -> ChatRequest:
     """Read the body of a chat request.
 
     Raises:
-        InvalidInputError: it is no JSON, no chat request, or asks for several answers.
+        InvalidInputError: it is no JSON, or no chat request.
     """
-    request = codec.validate(ChatRequest, codec.loads(body))
-    if request.n > 1:
+    return codec.validate(ChatRequest, codec.loads(body))
+
+
+def require_choices(request: ChatRequest, served: int) -> None:
+    """Check that a request asks for no more answers at once than are `served`.
+
+    Raises:
+        InvalidInputError: it does.
+    """
+    if request.n > served:
+        most = "one answer" if served == 1 else f"{served} answers at most"
         raise InvalidInputError(
-            "n: an agent gives one answer; ask several times instead",
+            f"n: this gives {most}; ask several times instead",
             field="n",
             reason=UNSUPPORTED_PARAMETER,
         )
-    return request
 
 
 async def chunk_bodies(call: Call, *, include_usage: bool) -> AsyncGenerator[bytes, None]:
@@ -120,13 +137,15 @@ async def chunk_bodies(call: Call, *, include_usage: bool) -> AsyncGenerator[byt
 
 
 def _as_chunks(call: Call, frame: Frame, *, include_usage: bool) -> Iterator[bytes]:
-    reply = read_reply(frame)
     chunks = ChunkWriter(call.id, call.agent, include_usage=include_usage)
-    called = ToolCallParts()
-    tools = [called.add(one) for one in reply.tool_calls or ()]
-    yield chunks.role()
-    if reply.content or tools:
-        yield chunks.delta(ChatDelta(content=reply.content or None, tool_calls=tools or None))
-    yield chunks.finish(reply.finish_reason)
+    replies = read_replies(frame)
+    for choice, reply in enumerate(replies):
+        chunks.choice = choice
+        called = ToolCallParts()
+        tools = [called.add(one) for one in reply.tool_calls or ()]
+        yield chunks.role()
+        if reply.content or tools:
+            yield chunks.delta(ChatDelta(content=reply.content or None, tool_calls=tools or None))
+        yield chunks.finish(reply.finish_reason)
     if include_usage:
-        yield chunks.usage(reply.usage)
+        yield chunks.usage(replies[0].usage)

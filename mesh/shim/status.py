@@ -19,6 +19,8 @@ AUTHENTICATION: Final = "authentication_error"
 PERMISSION: Final = "permission_error"
 UNSUPPORTED_PARAMETER: Final = "unsupported_parameter"
 """`reason` of an `InvalidInputError` about a field that is valid, but not served here."""
+UNKNOWN_RESPONSE: Final = "previous_response_not_found"
+"""`reason` of an `InvalidInputError` about a conversation that is not remembered."""
 
 NO_RETRY: Final = MappingProxyType({"x-should-retry": "false"})
 """Keeps OpenAI's SDKs from repeating a request by themselves."""
@@ -74,7 +76,8 @@ TABLE: Final[dict[type[MeshError], Row]] = {
     errors.StreamMissingError: _NOT_TAKEN,
     errors.StreamConfigError: _NO_BROKER,
     errors.PublishRefusedError: _NOT_TAKEN,
-    errors.AckLostError: _NO_BROKER,
+    # Not to be repeated blindly: it may be stored.
+    errors.AckLostError: Row(503, SERVER, "broker_unavailable", ends_calls=True),
     errors.NotPermittedError: _NO_BROKER,
     errors.EmbeddedBrokerError: _INTERNAL,
     errors.ServerBinaryError: _INTERNAL,
@@ -153,8 +156,8 @@ def failure(error: MeshError, *, sent_to: str | None = None) -> Failure:
     code, param = row.code, row.param
     if isinstance(error, InvalidInputError) and row.status < 500:
         param = error.fields.get("field")
-        if error.fields.get("reason") == UNSUPPORTED_PARAMETER:
-            code = UNSUPPORTED_PARAMETER
+        if (reason := error.fields.get("reason")) in (UNSUPPORTED_PARAMETER, UNKNOWN_RESPONSE):
+            code = str(reason)
     return Failure(row.status, headers, envelope(error.message, row.type, code, param))
 
 

@@ -15,6 +15,8 @@ AGENT_HEADER: Final = "X-Mesh-Agent"
 NODE_HEADER: Final = "X-Mesh-Target-Node"
 SOURCE_AGENT_HEADER: Final = "X-Mesh-Source-Agent"
 SOURCE_NODE_HEADER: Final = "X-Mesh-Source-Node"
+TARGET_FIELDS: Final = frozenset({"agent_id", "target_node", "source_agent", "source_node"})
+"""What a body says to the mesh, and not to an agent."""
 
 Headers = Mapping[str, str]
 """By lower-case name."""

@@ -18,6 +18,8 @@ WAIT_HEADER: Final = "X-Mesh-Wait"
 LEAVE_HEADER: Final = "X-Mesh-On-Disconnect"
 PING_HEADER: Final = "X-Mesh-Ping"
 KEY_HEADER: Final = "Idempotency-Key"
+TERM_FIELDS: Final = frozenset({"timeout", "wait", "background"})
+"""What a body says to the door, and not to an agent."""
 
 DEFAULT_BACKGROUND_TIMEOUT_S: Final = 3600.0
 """Nobody waits for it, so the agent may be away for a while."""

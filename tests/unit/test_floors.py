@@ -34,6 +34,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
                 "mesh.background",
                 "mesh.child",
                 "mesh.heap",
+                "mesh.nats_client",
                 "mesh.clock",
                 "mesh.publisher",
                 "mesh.connection",

@@ -1,0 +1,66 @@
+"""Headers as nats-py writes and reads them, only quicker."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nats.aio.client import Client
+from nats.errors import BadHeaderError
+
+from mesh.nats_client import NAMES, MeshNatsClient, decode_headers, encode_headers
+
+NAME = st.sampled_from(sorted(NAMES)) | st.text(max_size=12)
+"""Of the mesh, and of others."""
+ODD = st.sampled_from(["\r\n", "\n", "\r", " ", "\t", "\x0b", "\x85", "\xa0", ":", "\x00", "ї"])
+VALUE = st.text(max_size=20) | st.lists(st.text(max_size=4) | ODD, max_size=6).map("".join)
+
+
+class Wire:
+    """What a client would send: its command, without a connection."""
+
+    def __init__(self, kind: type[Client]) -> None:
+        self.sent = b""
+        self.client = kind()
+        self.client._send_command = self._take  # type: ignore[assignment,method-assign]
+
+    async def _take(self, command: bytes, priority: bool = False) -> None:
+        self.sent += bytes(command)
+
+    async def publish(self, headers: dict[str, Any]) -> bytes:
+        """Send a message, and return its bytes, or the name of the error."""
+        try:
+            await self.client._send_publish("a.b", "reply", b"body", 4, headers)
+        except (BadHeaderError, UnicodeEncodeError) as error:
+            return type(error).__name__.encode()
+        return self.sent
+
+
+@given(st.dictionaries(NAME, VALUE, max_size=8))
+async def test_what_is_sent_is_what_nats_py_sends(headers: dict[str, str]) -> None:
+    """Byte for byte, and refused where it refuses."""
+    assert await Wire(MeshNatsClient).publish(headers) == await Wire(Client).publish(headers)
+
+
+@given(
+    st.binary(max_size=60)
+    | st.lists(st.tuples(NAME, VALUE)).map(
+        lambda pairs: "".join(f"{name}: {value}\r\n" for name, value in pairs).encode(
+            errors="replace"
+        )
+    )
+)
+def test_what_is_read_is_what_nats_py_reads(raw: bytes) -> None:
+    """Also of a peer that sends nonsense."""
+    assert decode_headers(raw) == Client._parse_header_lines(raw)
+
+
+def test_the_usual_is_not_left_to_nats_py() -> None:
+    """Else nothing would be gained."""
+    assert encode_headers(dict.fromkeys(NAMES, "x")) is not None
+
+
+@pytest.mark.parametrize("name", ["_send_publish", "_parse_header_lines", "_send_command"])
+def test_nats_py_still_has_what_is_replaced(name: str) -> None:
+    """Under a new name it would not be called, and nobody would notice."""
+    assert hasattr(Client, name)
