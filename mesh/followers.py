@@ -21,9 +21,13 @@ from mesh.calls import Call, StoredCall
 from mesh.connection import Connection
 from mesh.errors import BrokerUnreachableError, CallTimeoutError, ProtocolError, TransportError
 from mesh.frames import Frame
-from mesh.history import is_stored_under
+from mesh.history import (
+    StoredMessage,
+    is_stored_under,
+    read_history,
+    read_settled_history,
+)
 from mesh.ledger import is_waiting
-from mesh.replies import read_frames
 from mesh.streams import REPLY
 from schemas.frame import FrameKind, StoredBody
 
@@ -112,9 +116,16 @@ class _Follower:
 
     async def _catch_up(self) -> None:
         call = self._call
-        frames = await read_frames(
-            self._connection, call.reply_subject, call.id, from_sequence=call.last_sequence + 1
+        self._take(
+            await read_history(
+                self._connection, REPLY, call.reply_subject, from_sequence=call.last_sequence + 1
+            )
         )
+
+    def _take(self, messages: Sequence[StoredMessage]) -> None:
+        """Take in what is stored. Frames that were seen before change nothing."""
+        read = (Frame.read(self._call.id, one.headers, one.body, one.sequence) for one in messages)
+        frames = [one for one in read if one is not None]
         shown = _attempt_to_show(frames)
         for frame in frames:
             if self._shows_all or frame.kind is not FrameKind.CHUNK or frame.attempt == shown:
@@ -129,18 +140,18 @@ class _Follower:
             await asyncio.sleep(LOOK_S)
 
     async def _look(self) -> None:
-        call = self._call
+        call, connection = self._call, self._connection
         try:
-            is_open = await is_waiting(self._connection, call.reply_subject, call.sequence)
-            await self._catch_up()
+            if await is_waiting(connection, call.reply_subject, call.sequence):
+                await self._catch_up()
+            else:
+                # Acknowledged only after its answer was stored: what is not here will never come.
+                self._take(await read_settled_history(connection, REPLY, call.reply_subject))
+                call.fail(CallTimeoutError(f"agent {call.agent!r} did not answer by the deadline"))
         except TransportError as error:
             logger.info("following call %s: %s", call.id, error)
-            is_open = True
-        if self._connection.closed.is_set():
+        if connection.closed.is_set():
             call.fail(BrokerUnreachableError("the connection to the broker is closed for good"))
-        elif not is_open:
-            # Acknowledged only after its answer was stored, and that was looked for since.
-            call.fail(CallTimeoutError(f"agent {call.agent!r} did not answer by the deadline"))
 
 
 def _attempt_to_show(frames: Sequence[Frame]) -> int:

@@ -7,7 +7,7 @@ and ten messages come in 1.5 ms.
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import nats.errors
 import orjson
@@ -20,6 +20,7 @@ from mesh.errors import BrokerUnreachableError, StreamMissingError, TransportErr
 
 BATCH: Final = 1_000
 TIMEOUT_S: Final = 5.0
+LAG_PAUSE_S: Final = 0.01
 
 NO_MESSAGE: Final = 10037
 """JetStream error code: no message found."""
@@ -54,12 +55,33 @@ async def read_history(
         from_sequence = batch[-1].sequence + 1
 
 
-async def read_last(connection: Connection, stream: str, subject: str) -> StoredMessage | None:
-    """Read the newest message under `subject`. With wildcards in it, that of all it matches.
+async def read_settled_history(
+    connection: Connection, stream: str, subject: str
+) -> list[StoredMessage]:
+    """Read all that the stream's leader has under `subject`, in order.
 
-    A hundred times quicker than `read_history` where there are wildcards: that one looks at every
-    block of the stream. The subject stands in the request's subject, not in its body, so that a
-    permission can limit who reads what. On a cluster a replica that lags may answer.
+    On a cluster the replica that answers `read_history` may lag: of three, it missed 2 % of what
+    had been acknowledged a moment before, for up to 6 ms. Whoever concludes something from what
+    is not there must read this.
+
+    Raises what `read_history` raises.
+    """
+    deadline = asyncio.get_running_loop().time() + TIMEOUT_S
+    while True:
+        newest = await read_newest(connection, stream, subject)
+        found = await read_history(connection, stream, subject)
+        if newest is None or (found and found[-1].sequence >= newest.sequence):
+            return found
+        if asyncio.get_running_loop().time() > deadline:
+            raise BrokerUnreachableError(f"reading {stream}: its replicas do not catch up")
+        await asyncio.sleep(LAG_PAUSE_S)
+
+
+async def read_last(connection: Connection, stream: str, subject: str) -> StoredMessage | None:
+    """Read the newest message under exactly `subject`.
+
+    The subject stands in the request's subject, not in its body, so that a permission can limit
+    who reads what. On a cluster a replica that lags may answer.
 
     Raises:
         StreamMissingError: the stream does not exist.
@@ -79,8 +101,7 @@ async def read_last(connection: Connection, stream: str, subject: str) -> Stored
         return None
     if status is not None:
         raise TransportError(f"reading {stream}: {headers.get('Description', status)}")
-    found = headers.get(h.STORED_SUBJECT, subject)
-    return StoredMessage(found, int(headers[h.SEQUENCE]), headers, answer.data)
+    return StoredMessage(subject, int(headers[h.SEQUENCE]), headers, answer.data)
 
 
 async def read_at(connection: Connection, stream: str, sequence: int) -> StoredMessage | None:
@@ -91,8 +112,27 @@ async def read_at(connection: Connection, stream: str, sequence: int) -> StoredM
         BrokerUnreachableError: no answer in time.
         TransportError: the server refuses the read.
     """
+    return await _get(connection, stream, seq=sequence)
+
+
+async def read_newest(connection: Connection, stream: str, subject: str) -> StoredMessage | None:
+    """Read the newest message under `subject`, wildcards allowed, from the stream's leader.
+
+    A hundred times quicker than `read_history` where there are wildcards: that one looks at every
+    block of the stream.
+
+    Raises:
+        StreamMissingError: the stream does not exist.
+        BrokerUnreachableError: no answer in time.
+        TransportError: the server refuses the read.
+    """
+    return await _get(connection, stream, subject=subject)
+
+
+async def _get(connection: Connection, stream: str, **which: Any) -> StoredMessage | None:
+    """Read one message from the stream's leader."""
     try:
-        found = await connection.client.jsm(timeout=TIMEOUT_S).get_msg(stream, sequence)
+        found = await connection.client.jsm(timeout=TIMEOUT_S).get_msg(stream, **which)
     except NotFoundError as error:
         if error.err_code == NO_MESSAGE:
             return None
@@ -103,7 +143,7 @@ async def read_at(connection: Connection, stream: str, sequence: int) -> StoredM
         raise BrokerUnreachableError(f"cannot read {stream}: {error}") from error
     return StoredMessage(
         subject=str(found.subject),
-        sequence=sequence,
+        sequence=int(found.seq or 0),
         # nats-py gives a non-ASCII value as an `email.header.Header`.
         headers={name: str(value) for name, value in (found.headers or {}).items()},
         body=found.data or b"",

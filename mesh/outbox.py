@@ -162,7 +162,8 @@ class Outbox:
             BrokerUnreachableError: no acknowledgement.
         """
         body = codec.encode(CancelBody(sequence=await _place(call)))
-        headers = {h.CONTENT_TYPE: h.JSON, h.MSG_ID: f"{call.id}.cancel"}
+        # Without a `Nats-Msg-Id`: a second cancel reaches whoever missed the first.
+        headers = {h.CONTENT_TYPE: h.JSON}
         await self._publisher.publish(subjects.cancel(call.agent, call.id), body, headers)
 
     def abandon(self, call: Call) -> None:

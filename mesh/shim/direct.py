@@ -23,7 +23,7 @@ from mesh.shim.http import CALL_ID, read_body, read_headers
 from mesh.shim.openai import accepted_view, require_choices
 from mesh.shim.operations import Answer, Events, Operation, Tag
 from mesh.shim.sse import event
-from mesh.shim.status import Failure
+from mesh.shim.status import ACCEPTED, Failure
 from mesh.shim.target import (
     AGENT_IN_PATH,
     PLACE_PARAMETERS,
@@ -108,7 +108,7 @@ class DirectChat:
 class DirectDialect:
     """Answers as plain text in a small object."""
 
-    accepted_status: Final = 202
+    accepted_status: Final = ACCEPTED
 
     def answer(self, call: Call, frame: Frame) -> bytes:
         """Return a final frame as a `DirectReply`."""

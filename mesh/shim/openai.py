@@ -23,7 +23,7 @@ from mesh.shim.guard import owner_of, require_agent
 from mesh.shim.http import CALL_ID, read_body, read_headers
 from mesh.shim.operations import EXAMPLE_AGENT, Answer, Events, Link, Operation, Tag
 from mesh.shim.sse import DONE, event
-from mesh.shim.status import UNSUPPORTED_PARAMETER, Failure
+from mesh.shim.status import ACCEPTED, UNSUPPORTED_PARAMETER, Failure
 from mesh.shim.target import TARGET_PARAMETERS, read_source, read_target
 from mesh.shim.terms import TERMS_PARAMETERS, read_terms
 from mesh.tool_calls import ToolCallParts
@@ -115,7 +115,7 @@ class ChatCompletions:
 class ChatDialect:
     """Answers as chat completions and their chunks."""
 
-    accepted_status: Final = 202
+    accepted_status: Final = ACCEPTED
 
     def __init__(self, *, include_usage: bool) -> None:
         self._include_usage = include_usage

@@ -43,7 +43,7 @@ from mesh.shim.response_events import ResponseEvents
 from mesh.shim.response_input import unsupported
 from mesh.shim.response_options import chat_body, echo, read_request
 from mesh.shim.response_output import PREFIX, Draft, looked_up
-from mesh.shim.status import NO_MEMORY, UNSUPPORTED, Failure
+from mesh.shim.status import NO_MEMORY, OK, UNSUPPORTED, Failure
 from mesh.shim.target import TARGET_PARAMETERS, read_source, read_target
 from mesh.shim.terms import TERMS_PARAMETERS, OnLeave, Terms, read_terms
 from mesh.subjects import CALL_PATTERN
@@ -126,8 +126,8 @@ class Responses:
 class ResponseDialect:
     """Answers one request with a response object, or with its events."""
 
-    # Not 202: to OpenAI's clients this is an answer like any other.
-    accepted_status: Final = 200
+    # To OpenAI's clients this is an answer like any other.
+    accepted_status: Final = OK
 
     def __init__(self, echoed: Mapping[str, Any], begin_after_s: float) -> None:
         self._echoed = echoed
@@ -291,4 +291,4 @@ async def _find(door: Door, scope: Scope) -> CallRecord:
 
 async def _send_record(send: Send, record: CallRecord) -> None:
     body = codec.encode(looked_up(record))
-    await send_json(send, 200, body, {CALL_ID: record.call.id})
+    await send_json(send, OK, body, {CALL_ID: record.call.id})

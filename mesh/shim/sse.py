@@ -1,8 +1,9 @@
 """Server-sent events as OpenAI clients read them: `data:` lines and comments, nothing else.
 
-An `id:`, `retry:` or `event:` line, or an empty `data:`, breaks openai-python 3.54. A stream that
-is cut looks like success to most clients: a failed one ends with an error event, and without
-`[DONE]`. Does not know what is in the events; see `mesh.shim.openai`.
+An `id:` or `retry:` line, an `event:` line without data, or an empty `data:`, breaks openai-python
+3.54. A stream that is cut looks like success to most clients: a failed one ends with an error
+event, and without `[DONE]`. Does not know what is in the events; see `mesh.shim.openai` and
+`mesh.shim.response_events`, which names its events.
 """
 
 import asyncio

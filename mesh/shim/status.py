@@ -12,6 +12,9 @@ from typing import Final
 from mesh import codec, errors
 from mesh.errors import InvalidInputError, MeshError
 
+OK: Final = 200
+ACCEPTED: Final = 202
+
 BAD_REQUEST: Final = "invalid_request_error"
 SERVER: Final = "server_error"
 RATE_LIMIT: Final = "rate_limit_error"

@@ -68,15 +68,26 @@ async def test_the_first_agent_answers_all_three_ways(workshop: Workshop) -> Non
     assert await workshop.python("openai_client.py") == "You said: hello"
 
 
+async def test_the_responses_api_answers(workshop: Workshop) -> None:
+    """At once, and in the background."""
+    said = await workshop.python("responses_client.py")
+    assert said == "You said: hello\nYou said: later\n"
+
+
 @pytest.mark.parametrize(
     ("number", "wanted"),
-    [(0, '"content":"You said: hello"'), (1, '{"agent_id":"parrot","node":"node1"')],
+    [
+        (0, '"content":"You said: hello"'),
+        (1, '{"agent_id":"parrot","node":"node1"'),
+        (2, '{"agent_id":"parrot","node":"node1","response":"You said: hello"'),
+    ],
 )
 async def test_the_curl_lines_work(workshop: Workshop, number: int, wanted: str) -> None:
     """Word for word, but for the ports."""
     found = re.findall(r"\$ (curl .*?)\n\{", README, re.DOTALL)
-    assert len(found) == 2
-    line = found[number].replace("http://127.0.0.1:9102/v1", workshop.mesh.http_url)
+    assert len(found) == 3
+    router = workshop.mesh.http_url.removesuffix("/v1")
+    line = found[number].replace("http://127.0.0.1:9102", router)
     line = line.replace("http://127.0.0.1:9205", workshop.mesh.registry_url)
     process = await asyncio.create_subprocess_shell(line, stdout=asyncio.subprocess.PIPE)
     output, _ = await process.communicate()
@@ -126,7 +137,8 @@ async def test_the_faststream_example_is_an_agent(workshop: Workshop) -> None:
 def test_every_example_is_tested() -> None:
     """A new example needs a test here."""
     assert set(BLOCKS) == {
-        *("parrot.py", "guide.py", "ask.py", "by_subject.py", "openai_client.py", "fast.py")
+        *("parrot.py", "guide.py", "ask.py", "by_subject.py", "openai_client.py", "fast.py"),
+        "responses_client.py",
     }
 
 

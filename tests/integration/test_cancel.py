@@ -252,6 +252,19 @@ async def test_a_cancel_that_names_a_foreign_request(
         await until(lambda: held.finished == 1)
 
 
+async def test_a_second_cancel(
+    agent_id: str, running: Running, client: MeshClient, connection: Connection
+) -> None:
+    """It counts, whatever became of the first: that one did not know where the request lies."""
+    await offline(running, client, agent_id)
+    stored = await client.submit(agent_id, question(agent_id), timeout_s=60)
+    blind = StoredCall(stored.id, agent_id, "", 0)
+    await client.cancel(blind)
+    await _handled(connection, blind)
+    await client.cancel(stored)
+    await until(lambda: is_gone(connection, stored.sequence))
+
+
 async def test_a_message_that_looks_like_a_cancel(
     agent_id: str, running: Running, client: MeshClient, bare: Client
 ) -> None:
@@ -290,6 +303,63 @@ async def test_a_handler_that_fails_when_it_is_stopped(
         await started.wait()
         await client.cancel(call)
         await cancelled(call)
+
+
+async def test_a_handler_that_does_not_stop(
+    agent_id: str, running: Running, client: MeshClient, connection: Connection
+) -> None:
+    """Its caller is told at once all the same; what it says later is dropped."""
+    agent, started, go = Agent(agent_id), asyncio.Event(), asyncio.Event()
+
+    @agent.chat
+    async def stubborn(request: ChatRequest) -> str:
+        started.set()
+        while not go.is_set():
+            try:
+                await go.wait()
+            except asyncio.CancelledError:
+                continue
+        return "too late"
+
+    async with running(agent):
+        call = await start(client, agent_id)
+        await started.wait()
+        await client.cancel(call)
+        assert await cancelled(call) < 1
+        go.set()
+        assert (await client.ask(agent_id, "next")).text == "too late"
+    frames = await read_frames(connection, call.reply_subject, call.id)
+    assert [frame.kind for frame in frames if frame.kind.is_terminal] == ["error"]
+
+
+async def test_nothing_is_kept_of_calls_that_have_ended(
+    agent_id: str, running: Running, client: MeshClient
+) -> None:
+    """Answered, failed, cancelled, given up: no entry, no timer and no task is left of them."""
+    held = Held(agent_id)
+    held.go.set()
+    broken = Agent(f"{agent_id}-b")
+
+    @broken.chat
+    async def fail(request: ChatRequest) -> str:
+        raise ValueError
+
+    async with running(held.agent, broken):
+        await asyncio.gather(*(client.ask(agent_id, "x") for _ in range(50)))
+        for _ in range(5):
+            with pytest.raises(AgentFailedError):
+                await client.ask(broken.id, "x")
+        held.go.clear()
+        calls = [await start(client, agent_id) for _ in range(5)]
+        for call in calls:
+            await client.cancel(call)
+            await cancelled(call)
+        for _ in range(5):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(client.ask(agent_id, "x"), 0.05)
+        inbox, outbox = client._inbox, client._outbox
+        await until(lambda: not inbox._calls and not outbox._young and not outbox._tasks)
+        await until(lambda: held.stopped == 10)
 
 
 # Nested calls

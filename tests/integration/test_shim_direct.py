@@ -154,3 +154,72 @@ async def test_a_ping_does_not_run_the_agent(
         )
     assert answer.json()["response"] == "pong"
     assert asked == []
+
+
+async def test_what_is_said_beside_the_message(
+    http: httpx2.AsyncClient, agent_id: str, running: Running, directory: Directory
+) -> None:
+    """Fields of chat reach the agent; those for the mesh do not."""
+    agent, asked = Agent(agent_id), list[ChatRequest]()
+
+    @agent.chat
+    async def note(request: ChatRequest) -> str:
+        asked.append(request)
+        return "noted"
+
+    body = {"message": "hi", "metadata": {"a": "b"}, "temperature": 0.5}
+    ours = {"agent_id": agent_id, "source_agent": "daarwizz", "timeout": 9, "wait": True}
+    async with online(running, directory, agent):
+        await http.post(f"/api/agent/{agent_id}/chat", json={**body, **ours})
+    assert asked[0].model_extra == {"metadata": {"a": "b"}, "temperature": 0.5}
+    assert asked[0].last_text == "hi"
+
+
+async def test_a_whole_conversation(
+    http: httpx2.AsyncClient, agent_id: str, running: Running, directory: Directory
+) -> None:
+    """Instead of one message, and never both."""
+    said = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}]
+    path = f"/api/agent/{agent_id}/chat"
+    async with online(running, directory, replier(agent_id)):
+        answer = await http.post(path, json={"messages": said})
+        both = await http.post(path, json={"messages": said, "message": "hi"})
+        wrong = await http.post(path, json={"messages": [{"content": "hi"}]})
+        several = await http.post(path, json={"messages": said, "n": 2})
+    assert answer.json()["response"] == "You said: hello"
+    assert [one.status_code for one in (both, wrong, several)] == [400] * 3
+    params = [error_of(one)["param"] for one in (both, wrong, several)]
+    assert params == ["message", "messages.0.role", "n"]
+
+
+async def test_a_message_in_the_background(
+    http: httpx2.AsyncClient, agent_id: str, running: Running, directory: Directory
+) -> None:
+    """The call is a resource, as it is from any other door."""
+    async with online(running, directory, replier(agent_id)):
+        answer = await http.post(
+            f"/api/agent/{agent_id}/chat", json={"message": "hi", "background": True}
+        )
+        found = await http.get(f"{answer.headers['location']}?wait=5")
+    assert answer.status_code == 202
+    assert found.json()["result"]["choices"][0]["message"]["content"] == "You said: hi"
+
+
+async def test_an_answer_that_breaks_off(
+    http: httpx2.AsyncClient, agent_id: str, running: Running, directory: Directory
+) -> None:
+    """The last event is the error, and none says that it is done."""
+    agent = Agent(agent_id)
+
+    @agent.chat
+    async def fail(request: ChatRequest) -> AsyncIterator[str]:
+        yield "half"
+        raise ValueError("no sun today")
+
+    async with online(running, directory, agent):
+        answer = await http.post(
+            f"/api/agent/{agent_id}/chat", json={"message": "hi", "stream": True}
+        )
+    events = [orjson.loads(one[6:]) for one in answer.text.split("\n\n") if one]
+    assert events[0] == {"delta": "half"}
+    assert events[-1]["error"]["code"] == "agent_error"

@@ -1,24 +1,19 @@
 """The HTTP door: its health, and agents that are not ours. Its own bytes: see tests/conformance."""
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 
 import httpx2
 import orjson
 import pytest
 from nats.aio.client import Client
-from nats.aio.msg import Msg
 
-from mesh import registry
 from mesh.connection import Connection, open_connection
 from mesh.directory import Directory
-from mesh.runtime import describe_process
 from mesh.settings import Settings
 from mesh.version import VERSION
-from schemas.card import AgentCard
-from schemas.registry import Announcement, Role, State
-from tests.conftest import Running, until
+from schemas.registry import State
+from tests.conftest import Running
+from tests.foreign import Reply, foreign_agent
 from tests.shim import CHAT, ask, chunks, online, replier, serving
 
 
@@ -64,41 +59,6 @@ async def test_health_without_a_broker(settings: Settings, directory: Directory)
     assert (ready.json()["status"], ready.json()["broker"]) == ("unavailable", "disconnected")
     assert ready.json()["error"]["code"] == "broker_unavailable"
     assert live.status_code == 200
-
-
-Reply = Callable[[bytes, dict[str, str]], Awaitable[None]]
-Script = Callable[[Reply], Awaitable[None]]
-
-
-@asynccontextmanager
-async def foreign_agent(
-    agent_id: str, connection: Connection, directory: Directory, bare: Client, script: Script
-) -> AsyncIterator[None]:
-    """An agent by hand: announced, and answering one request by a script."""
-    instance = describe_process("node1", Role.HOST, [agent_id])
-    await registry.announce(
-        connection, Announcement(card=AgentCard(id=agent_id), instance=instance)
-    )
-    await until(lambda: directory.agent(agent_id).state is State.ONLINE)
-    stream = bare.jetstream()
-    inbox = await stream.pull_subscribe_bind(consumer=agent_id, stream="INBOX")
-
-    async def answer() -> None:
-        [message] = await inbox.fetch(1, timeout=10)
-        await script(lambda body, headers: publish(message, body, headers))
-        await message.ack()
-
-    async def publish(request: Msg, body: bytes, headers: dict[str, str]) -> None:
-        asked = request.headers or {}
-        named = {"correlation_id": asked["correlation_id"], **headers}
-        await stream.publish(asked["reply_to"], body, headers=named)
-
-    task = asyncio.create_task(answer())
-    try:
-        yield
-    finally:
-        await task
-        await inbox.unsubscribe()
 
 
 @pytest.mark.parametrize(

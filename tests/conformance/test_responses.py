@@ -1,4 +1,4 @@
-"""The Responses API under two agent frameworks, which use it by default or on demand."""
+"""The Responses API under openai-agents, which uses it by default, and pydantic-ai."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -7,71 +7,19 @@ import agents
 import openai
 import pytest
 from openai.types.responses import ResponseTextDeltaEvent
-from pydantic import BaseModel
 from pydantic_ai import Agent, ModelHTTPError, NativeOutput
 from pydantic_ai.models.openai import OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
 import mesh
-from mesh import ChatDelta, ChatRequest
-from mesh.connection import Connection
+from mesh import ChatRequest
 from mesh.directory import Directory
+from tests.conformance.models import DAY, FORM, Day, recorder, tool_user
 from tests.conftest import Running
-from tests.shim import USAGE, online, serving, speaker
+from tests.shim import USAGE, online, speaker
 
+CITY = '{"city": "Kyiv"}'
 UNTRACED = agents.RunConfig(tracing_disabled=True)
-
-
-class Day(BaseModel):
-    """What an agent fills in."""
-
-    city: str
-    hours: int
-
-
-@pytest.fixture(scope="module")
-async def ai(connection: Connection, directory: Directory) -> AsyncIterator[openai.AsyncOpenAI]:
-    """The OpenAI client that both frameworks use, pointed at a door."""
-    async with (
-        serving(connection, directory) as base,
-        openai.AsyncOpenAI(base_url=f"{base}/v1", api_key="any", max_retries=0) as client,
-    ):
-        yield client
-
-
-def tool_user(agent_id: str) -> mesh.Agent:
-    """An agent that calls the one tool it is offered, and tells what that said."""
-    agent = mesh.Agent(agent_id)
-
-    @agent.chat
-    async def answer(request: ChatRequest) -> AsyncIterator[ChatDelta | str]:
-        if request.messages[-1].role == "tool":
-            yield "The tool says: "
-            yield request.last_text
-            return
-        [tool] = (request.model_extra or {})["tools"]
-        begun = {"index": 0, "id": "call_1", "type": "function"}
-        function = {"name": tool["function"]["name"], "arguments": ""}
-        yield ChatDelta(tool_calls=[{**begun, "function": function}])
-        for part in ('{"city": ', '"Kyiv"}'):
-            yield ChatDelta(tool_calls=[{"index": 0, "function": {"arguments": part}}])
-        yield ChatDelta(finish_reason="tool_calls", usage=USAGE)
-
-    return agent
-
-
-def form_filler(agent_id: str) -> mesh.Agent:
-    """An agent that answers in the form it is asked for."""
-    agent = mesh.Agent(agent_id)
-
-    @agent.chat
-    async def fill(request: ChatRequest) -> str:
-        form = (request.model_extra or {})["response_format"]
-        assert form["type"] == "json_schema"
-        assert form["json_schema"]["schema"]["required"] == ["city", "hours"]
-        return '{"city": "Kyiv", "hours": 16}'
-
-    return agent
 
 
 def breaker(agent_id: str) -> mesh.Agent:
@@ -89,6 +37,11 @@ def breaker(agent_id: str) -> mesh.Agent:
 def model_of(agent_id: str, ai: openai.AsyncOpenAI) -> agents.Model:
     """Return a mesh agent as openai-agents' default kind of model."""
     return agents.OpenAIResponsesModel(model=agent_id, openai_client=ai)
+
+
+def required_by(request: ChatRequest) -> Any:
+    """Return the fields that an answer must have by the form that is asked for."""
+    return (request.model_extra or {})["response_format"]["json_schema"]["schema"]["required"]
 
 
 def shown(event: Any) -> str:
@@ -140,7 +93,7 @@ async def test_openai_agents_uses_a_tool(
 ) -> None:
     """The mesh agent calls a function of the client, and goes on with what it returned."""
     agent = agents.Agent(name="Sun", model=model_of(agent_id, ai), tools=[day_length])
-    async with online(running, directory, tool_user(agent_id)):
+    async with online(running, directory, tool_user(agent_id, {"day_length": CITY})):
         if is_streamed:
             result: Any = agents.Runner.run_streamed(agent, "How long?", run_config=UNTRACED)
             async for _ in result.stream_events():
@@ -160,9 +113,11 @@ async def test_openai_agents_reads_a_form(
 ) -> None:
     """The answer is an object of the client."""
     agent = agents.Agent(name="Sun", model=model_of(agent_id, ai), output_type=Day)
-    async with online(running, directory, form_filler(agent_id)):
+    model, asked = recorder(agent_id, FORM)
+    async with online(running, directory, model):
         result = await agents.Runner.run(agent, "How long?", run_config=UNTRACED)
-    assert result.final_output == Day(city="Kyiv", hours=16)
+    assert result.final_output == DAY
+    assert required_by(asked[0]) == ["city", "hours"]
 
 
 async def test_openai_agents_raises(
@@ -227,10 +182,10 @@ async def test_pydantic_ai_uses_a_tool(
     agent = Agent(pydantic_model(agent_id, ai))
 
     @agent.tool_plain
-    def length_of_day(city: str) -> str:
+    def day_length(city: str) -> str:
         return f"16 hours in {city}"
 
-    async with online(running, directory, tool_user(agent_id)):
+    async with online(running, directory, tool_user(agent_id, {"day_length": CITY})):
         if is_streamed:
             async with agent.run_stream("How long?") as result:
                 output = await result.get_output()
@@ -243,10 +198,12 @@ async def test_pydantic_ai_reads_a_form(
     ai: openai.AsyncOpenAI, agent_id: str, running: Running, directory: Directory
 ) -> None:
     """The answer itself is JSON of the form."""
-    async with online(running, directory, form_filler(agent_id)):
+    model, asked = recorder(agent_id, FORM)
+    async with online(running, directory, model):
         agent = Agent(pydantic_model(agent_id, ai), output_type=NativeOutput(Day))
         result = await agent.run("How long?")
-    assert result.output == Day(city="Kyiv", hours=16)
+    assert result.output == DAY
+    assert required_by(asked[0]) == ["city", "hours"]
 
 
 async def test_pydantic_ai_raises(
