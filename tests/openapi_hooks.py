@@ -39,7 +39,8 @@ def map_path_parameters(context: HookContext, path_parameters: Any) -> Any:
     if not path_parameters or not _is_chosen(path_parameters):
         return path_parameters
     path = context.operation.path if context.operation is not None else ""
-    known = CALL if "/calls/" in path else NODE if "/node/" in path else AGENT
+    is_call = "/calls/" in path or "/responses/" in path
+    known = CALL if is_call else NODE if "/node/" in path else AGENT
     return dict.fromkeys(path_parameters, known)
 
 
@@ -59,6 +60,9 @@ def documented_code(context: CheckContext, response: Response, case: Case[Any]) 
     if response.status_code < 400 or case.method.upper() not in ("GET", "POST", "DELETE"):
         return
     described = case.operation.definition.raw["responses"].get(str(response.status_code), {})
+    if "$ref" in described:
+        name = described["$ref"].rpartition("/")[2]
+        described = case.operation.schema.raw_schema["components"]["responses"][name]
     code = response.json()["error"]["code"]
     if described and code not in described["x-codes"]:
         told = f"{response.status_code} with the code {code!r}"

@@ -84,9 +84,10 @@ def make_document(operations: Iterable[Operation], *, requires_keys: bool) -> Js
     listed = [one for one in operations if one.is_listed]
     references, schemas = make_components(use for one in listed for use in _uses(one))
     paths: dict[str, Json] = {}
+    writer = _Writer(references)
     for one in listed:
         path = paths.setdefault(_plain_path(one.path), {})
-        path[one.method.lower()] = _Writer(references).operation(one)
+        path[one.method.lower()] = writer.operation(one)
     key: Json = {_KEY: []}
     return {
         "openapi": "3.1.0",
@@ -98,6 +99,7 @@ def make_document(operations: Iterable[Operation], *, requires_keys: bool) -> Js
         "paths": paths,
         "components": {
             "schemas": schemas,
+            "responses": dict(sorted(writer.failures.items())),
             "headers": {
                 name: {"description": meaning, "schema": schema}
                 for name, (meaning, schema) in _HEADERS.items()
@@ -112,6 +114,8 @@ class _Writer:
 
     def __init__(self, references: Mapping[Use, Json]) -> None:
         self._references = references
+        self.failures: dict[str, Json] = {}
+        """Many operations fail in the same way: each way is written once, and named."""
 
     def operation(self, one: Operation) -> Json:
         """Write one Operation Object."""
@@ -130,7 +134,7 @@ class _Writer:
             written["requestBody"] = {"required": True, "content": {_JSON: content}}
         written["responses"] = {
             **{str(it.status): self._answer(it) for it in one.answers},
-            **{str(it): self._failure(one, it, ways) for it, ways in failures_of(one).items()},
+            **{str(it): self._named(one, it, ways) for it, ways in failures_of(one).items()},
         }
         if one.is_open:
             written["security"] = []
@@ -155,6 +159,16 @@ class _Writer:
                 for it in one.links
             }
         return written
+
+    def _named(self, one: Operation, status: int, ways: Sequence[Told]) -> Json:
+        """Keep a failure under a name made of its codes, and return a reference to it."""
+        written = self._failure(one, status, ways)
+        name = plain = ".".join([str(status), *(it.row.code for it in ways)])
+        number = 1
+        while self.failures.setdefault(name, written) != written:
+            number += 1
+            name = f"{plain}-{number}"
+        return {"$ref": f"#/components/responses/{name}"}
 
     def _failure(self, one: Operation, status: int, ways: Sequence[Told]) -> Json:
         model: Model = one.special_failures.get(status, ErrorEnvelope)

@@ -125,7 +125,9 @@ def read_models(document: Json) -> tuple[DescribedModel, ...]:
 def _operation(document: Json, path: str, method: str, operation: Json) -> Described:
     body = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
     schema = body.get("schema", {})
-    replies = [_reply(status, one) for status, one in operation["responses"].items()]
+    replies = [
+        _reply(status, _resolved(document, one)) for status, one in operation["responses"].items()
+    ]
     return Described(
         id=operation["operationId"],
         method=method.upper(),
@@ -186,8 +188,8 @@ def _type(schema: Json) -> Type:
         return _joined([_type(one) for one in schema["anyOf"]])
     if schema.get("type") == "array":
         return (("array of ", ""), *_type(schema.get("items", {})))
-    if "prefixItems" in schema:
-        return (("array", ""),)
+    if schema.get("additionalProperties") not in (None, True, False):
+        return (("object of ", ""), *_type(schema["additionalProperties"]))
     return ((schema.get("type", "anything"), ""),)
 
 
@@ -230,5 +232,6 @@ def _without_null(schema: Json) -> Json:
 def _resolved(document: Json, schema: Json) -> Json:
     if "$ref" not in schema:
         return schema
-    found: Json = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+    _, kind, name = schema["$ref"].rsplit("/", 2)
+    found: Json = document["components"][kind][name]
     return found

@@ -72,7 +72,7 @@ class Responses:
             "POST",
             "/v1/responses",
             Tag.RESPONSES,
-            "Ask an agent",
+            "Ask an agent for a response",
             description="The agent gets a chat request that says the same. Tools are functions of "
             "yours: those that OpenAI runs itself are not served.",
             parameters=(*TARGET_PARAMETERS, *TERMS_PARAMETERS),

@@ -48,6 +48,13 @@ TERMS_PARAMETERS: Final = (
         "Without a word it goes on if there is an `Idempotency-Key`, to come back with.",
         {"type": "string", "enum": ["cancel", "detach"]},
     ),
+    Parameter(
+        PING_HEADER,
+        "header",
+        "`1` only tries the way: the request goes where a call goes, and is answered without the "
+        "agent's handler.",
+        {"type": "string", "enum": ["0", "1"]},
+    ),
 )
 
 Headers = Mapping[str, str]

@@ -11,13 +11,17 @@ import pytest
 from schemathesis.specs.openapi.definitions import OPENAPI_31
 
 from mesh.errors import MeshError
+from mesh.headers import MAX_TIMEOUT_S
 from mesh.shim.app import create_app, make_endpoints, make_routes, operations_of
 from mesh.shim.door import Door
 from mesh.shim.openai import read_request
 from mesh.shim.openapi import make_document
 from mesh.shim.operations import Operation
 from mesh.shim.status import REFUSALS, TABLE, UNSUPPORTED, WRONG_METHOD, failure, refusal
+from mesh.shim.target import TARGET_FIELDS
+from mesh.shim.terms import TERM_FIELDS
 from schemas.completion import ChatCompletionRequest
+from schemas.terms import TargetFields, TermFields
 
 NOWHERE: Any = None
 DOOR = Door(NOWHERE, NOWHERE, NOWHERE)
@@ -33,7 +37,7 @@ def described() -> Iterator[Described]:
     """Yield path, method and Operation Object of everything in the document."""
     for path, methods in DOCUMENT["paths"].items():
         for method, operation in methods.items():
-            yield path, method, operation
+            yield path, method, {**operation, "responses": resolved(operation["responses"])}
 
 
 def plain(path: str) -> str:
@@ -54,6 +58,12 @@ def resolve(reference: str) -> Any:
     for part in reference.removeprefix("#/").split("/"):
         found = found[part]
     return found
+
+
+def resolved(responses: dict[str, Any]) -> dict[str, Any]:
+    return {
+        status: resolve(one["$ref"]) if "$ref" in one else one for status, one in responses.items()
+    }
 
 
 def test_it_is_openapi() -> None:
@@ -150,7 +160,7 @@ def test_every_word_is_said(operation: Operation) -> None:
     written = DOCUMENT["paths"][plain(operation.path)][operation.method.lower()]
     assert written["summary"][0].isupper()
     assert any(int(status) < 400 for status in written["responses"])
-    assert all(one["description"] for one in written["responses"].values())
+    assert all(one["description"] for one in resolved(written["responses"]).values())
     assert all(one["description"] for one in written.get("parameters", ()))
     in_path = {one["name"] for one in written.get("parameters", ()) if one["in"] == "path"}
     assert in_path == set(re.findall(r"\{(\w+)\}", plain(operation.path)))
@@ -174,6 +184,14 @@ def test_what_passes_through_is_described_and_not_checked() -> None:
         assert name in properties
     body = {"model": "a", "messages": [{"role": "user"}], "tools": "odd", "temperature": [1]}
     assert read_request(orjson.dumps(body)).model_extra == {"tools": "odd", "temperature": [1]}
+
+
+def test_what_is_said_to_the_mesh_is_described() -> None:
+    """The documented fields are those that the door takes out of a body, with the same limits."""
+    assert set(TargetFields.model_fields) == TARGET_FIELDS | TERM_FIELDS
+    assert set(TargetFields.model_fields) - set(TermFields.model_fields) == {"agent_id"}
+    timeout = DOCUMENT["components"]["schemas"]["DirectQuestion"]["properties"]["timeout"]
+    assert timeout["anyOf"][0]["maximum"] == MAX_TIMEOUT_S
 
 
 def test_fields_have_the_docstrings_that_stand_below_them() -> None:
