@@ -7,7 +7,7 @@ The broker is `MESH_TEST_NATS_URL` if set, a Docker container if `MESH_TEST_BROK
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import count
 from pathlib import Path
@@ -57,6 +57,16 @@ def mesh_environ(settings: Settings) -> dict[str, str]:
         "MESH_UNKNOWN_AGENT_GRACE_S": str(settings.unknown_agent_grace_s),
         "PYTHONPATH": str(Path(__file__).parent.parent),
     }
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Make what a test has printed fit to be sent between processes: some print lone surrogates."""
+    report = yield
+    report.sections = [
+        (name, text.encode(errors="replace").decode()) for name, text in report.sections
+    ]
+    return report
 
 
 @pytest.fixture(scope="session")
