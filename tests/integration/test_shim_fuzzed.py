@@ -31,9 +31,10 @@ not_a_server_error.expected-statuses = ["2xx", "4xx", 504]
 negative_data_rejection.enabled = false
 
 [[operations]]
-# Whom these are about can be said in several places, which must agree, and must be there.
+# Whom these are about can be said in several places, which must agree, and must be there; and what
+# an agent refused is refused when it is read again.
 include-operation-id = [
-  "createChatCompletion", "createResponse", "askAgent", "testConnections",
+  "createChatCompletion", "createResponse", "askAgent", "testConnections", "streamCall",
 ]
 checks.positive_data_acceptance.enabled = false
 """
