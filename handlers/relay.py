@@ -21,11 +21,10 @@ import orjson
 from mesh.agent import Agent
 from mesh.errors import AgentFailedError, InvalidInputError, SettingsError
 from schemas.chat import ChatDelta, ChatRequest, FinishReason, Usage
+from schemas.terms import MESH_FIELDS
 
 logger = logging.getLogger(__name__)
 
-ROUTING_FIELDS: Final = frozenset({"agent_id", "target_node", "source_agent", "source_node"})
-"""What a body says to the mesh and not to a model."""
 TIMEOUT: Final = httpx2.Timeout(300.0, connect=10.0)
 """Silence, in seconds. Long, as a big model may think; the call's own deadline ends it sooner."""
 MAX_ERROR_BYTES: Final = 65_536
@@ -85,7 +84,7 @@ class Backend:
         """
         if request.n > 1:
             raise InvalidInputError("an agent gives one answer: leave `n` out", field="n")
-        body = request.model_dump(mode="json", exclude_unset=True, exclude=set(ROUTING_FIELDS))
+        body = request.model_dump(mode="json", exclude_unset=True, exclude=set(MESH_FIELDS))
         options = body.get("stream_options") or {}
         body["model"] = self.model
         body["stream"] = True

@@ -35,3 +35,7 @@ class TargetFields(TermFields):
 
     agent_id: Id | None = None
     """The agent. With it, `model` names nobody and may be anything."""
+
+
+MESH_FIELDS = frozenset(TargetFields.model_fields)
+"""What a body says to the mesh, and not to an agent or to the model behind it."""

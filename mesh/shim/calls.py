@@ -18,7 +18,7 @@ from mesh.errors import InvalidInputError, MeshError
 from mesh.followers import follow_call
 from mesh.frames import Frame
 from mesh.ledger import CallRecord, read_record
-from mesh.shim.door import Door, beside
+from mesh.shim.door import Door
 from mesh.shim.failures import ENDING, OF_A_CALL
 from mesh.shim.guard import require_agent
 from mesh.shim.http import CALL_ID, read_headers, read_query, send_json
@@ -26,6 +26,7 @@ from mesh.shim.openai import chunk_bodies
 from mesh.shim.operations import Answer, Events, Operation, Parameter, Tag
 from mesh.shim.sse import DONE, EventStream, event
 from mesh.shim.status import failure
+from mesh.shim.waiting import beside
 from mesh.subjects import CALL_PATTERN
 from schemas.call import CallView
 from schemas.completion import ChatCompletionChunk

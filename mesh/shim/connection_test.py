@@ -32,13 +32,14 @@ from mesh.probes import (
     ConnectionTest,
     Selection,
 )
-from mesh.shim.door import Door, beside
+from mesh.shim.door import Door
 from mesh.shim.guard import require_agent, sees_everybody, shown_token
 from mesh.shim.http import read_headers, send_json
 from mesh.shim.operations import Answer, Events, Operation, Parameter, Tag
 from mesh.shim.sse import EventStream, event
 from mesh.shim.status import failure
 from mesh.shim.target import ID_SCHEMA
+from mesh.shim.waiting import beside
 from schemas.probe import ConnectionReport, Method, ProbeEnd, ProbePlan, ProbeResult
 
 _NO_STORE: Final = {"cache-control": "no-store"}

@@ -27,11 +27,10 @@ from mesh.shim.status import ACCEPTED, Failure
 from mesh.shim.target import (
     AGENT_IN_PATH,
     PLACE_PARAMETERS,
-    TARGET_FIELDS,
     read_source,
     read_target,
 )
-from mesh.shim.terms import TERM_FIELDS, TERMS_PARAMETERS, read_terms
+from mesh.shim.terms import TERMS_PARAMETERS, read_terms
 from schemas.call import CallView
 from schemas.chat import ChatMessage, ChatRequest
 from schemas.direct import (
@@ -41,6 +40,7 @@ from schemas.direct import (
     DirectReply,
     DirectRequest,
 )
+from schemas.terms import MESH_FIELDS
 
 
 class DirectChat:
@@ -139,7 +139,7 @@ def _question(agent: str, request: DirectRequest, *, is_streamed: bool) -> bytes
     said = request.messages or [ChatMessage(role="user", content=request.message)]
     extra = request.model_extra or {}
     question = {
-        **{name: extra[name] for name in extra if name not in TARGET_FIELDS | TERM_FIELDS},
+        **{name: extra[name] for name in extra if name not in MESH_FIELDS},
         "messages": [one.model_dump(mode="json", exclude_unset=True) for one in said],
     }
     require_choices(codec.validate(ChatRequest, question), 1)

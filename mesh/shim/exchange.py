@@ -18,13 +18,14 @@ from mesh.calls import Call, StoredCall
 from mesh.errors import MeshError
 from mesh.followers import follow_call
 from mesh.frames import Frame
-from mesh.shim.door import Door, beside, settle
+from mesh.shim.door import Door
 from mesh.shim.http import CALL_ID, send_json
 from mesh.shim.idempotency import call_id_of, find_call
 from mesh.shim.sse import EventStream
 from mesh.shim.status import Failure, failure
 from mesh.shim.target import Target
 from mesh.shim.terms import OnLeave, Terms
+from mesh.shim.waiting import beside, settle
 
 LOCATION: Final = "location"
 

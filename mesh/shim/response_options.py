@@ -12,8 +12,6 @@ from mesh import codec
 from mesh.errors import InvalidInputError
 from mesh.shim.response_input import SEND_WHOLE, chat_messages, checked, unsupported
 from mesh.shim.status import UNKNOWN_RESPONSE
-from mesh.shim.target import TARGET_FIELDS
-from mesh.shim.terms import TERM_FIELDS
 from schemas.responses import (
     AllowedTools,
     FormatOptions,
@@ -22,8 +20,9 @@ from schemas.responses import (
     ResponseRequest,
     SchemaFormat,
 )
+from schemas.terms import MESH_FIELDS
 
-OURS: Final = TARGET_FIELDS | TERM_FIELDS
+OURS: Final = MESH_FIELDS
 
 _ECHOED: Final = (
     "instructions",

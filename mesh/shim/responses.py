@@ -24,7 +24,7 @@ from mesh.errors import MeshError
 from mesh.followers import follow_call
 from mesh.frames import Frame
 from mesh.ledger import CallRecord, read_record
-from mesh.shim.door import Door, beside
+from mesh.shim.door import Door
 from mesh.shim.exchange import LOCATION, Asked, Exchange
 from mesh.shim.failures import ASKING, OF_A_CALL
 from mesh.shim.guard import owner_of, require_agent
@@ -46,6 +46,7 @@ from mesh.shim.response_output import PREFIX, Draft, looked_up
 from mesh.shim.status import NO_MEMORY, OK, UNSUPPORTED, Failure
 from mesh.shim.target import TARGET_PARAMETERS, read_source, read_target
 from mesh.shim.terms import TERMS_PARAMETERS, OnLeave, Terms, read_terms
+from mesh.shim.waiting import beside
 from mesh.subjects import CALL_PATTERN
 from schemas.chat import ChatDelta, FinishReason
 from schemas.responses import ResponseEvent, ResponseObject, ResponseQuestion

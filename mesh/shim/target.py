@@ -17,8 +17,6 @@ AGENT_HEADER: Final = "X-Mesh-Agent"
 NODE_HEADER: Final = "X-Mesh-Target-Node"
 SOURCE_AGENT_HEADER: Final = "X-Mesh-Source-Agent"
 SOURCE_NODE_HEADER: Final = "X-Mesh-Source-Node"
-TARGET_FIELDS: Final = frozenset({"agent_id", "target_node", "source_agent", "source_node"})
-"""What a body says to the mesh, and not to an agent."""
 
 ID_SCHEMA: Final = {"type": "string", "pattern": f"^{ID_PATTERN.pattern}$"}
 AGENT_IN_PATH: Final = Parameter("id", "path", "The agent's id.", ID_SCHEMA, example=EXAMPLE_AGENT)

@@ -19,9 +19,6 @@ WAIT_HEADER: Final = "X-Mesh-Wait"
 LEAVE_HEADER: Final = "X-Mesh-On-Disconnect"
 PING_HEADER: Final = "X-Mesh-Ping"
 KEY_HEADER: Final = "Idempotency-Key"
-TERM_FIELDS: Final = frozenset({"timeout", "wait", "background"})
-"""What a body says to the door, and not to an agent."""
-
 DEFAULT_BACKGROUND_TIMEOUT_S: Final = 3600.0
 """Nobody waits for it, so the agent may be away for a while."""
 
@@ -99,6 +96,12 @@ def read_terms(fields: Mapping[str, Any], headers: Headers) -> Terms:
     is_background = _flag(fields.get("background"), "background")
     default_s = DEFAULT_BACKGROUND_TIMEOUT_S if is_background else DEFAULT_HTTP_TIMEOUT_S
     key = headers.get("idempotency-key", "")
+    is_ping = headers.get(PING_HEADER.lower(), "") not in ("", "0")
+    if is_ping and (key or is_background):
+        raise InvalidInputError(
+            f"{PING_HEADER}: nothing is stored of a ping: leave out {KEY_HEADER} and background",
+            field=PING_HEADER,
+        )
     if key and not _KEY.fullmatch(key):
         raise InvalidInputError(
             f"{KEY_HEADER}: give 1 to 255 printable ASCII characters", field=KEY_HEADER
@@ -109,7 +112,7 @@ def read_terms(fields: Mapping[str, Any], headers: Headers) -> Terms:
         is_background=is_background,
         key=key,
         on_leave=_on_leave(headers, OnLeave.DETACH if key else OnLeave.CANCEL),
-        is_ping=headers.get(PING_HEADER.lower(), "") not in ("", "0"),
+        is_ping=is_ping,
     )
 
 

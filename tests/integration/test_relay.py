@@ -49,7 +49,8 @@ async def test_a_request_goes_to_the_backend_whole(backend: Backend) -> None:
         {"role": "tool", "content": "42", "tool_call_id": "1"},
     ]
     passed = {"messages": messages, "tools": tools, "temperature": 0.5, "vendor": {"a": [1]}}
-    routing = {"agent_id": "relay", "target_node": "n", "source_agent": "a", "source_node": "m"}
+    routing: dict[str, Any] = {"agent_id": "relay", "target_node": "n", "source_agent": "a"}
+    routing |= {"source_node": "m", "timeout": 5, "wait": True, "background": False}
     options = {"include_usage": False, "vendor": 1}
     request = {**passed, **routing, "model": "relay@n", "stream": False, "stream_options": options}
 

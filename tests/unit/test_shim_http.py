@@ -10,8 +10,9 @@ import pytest
 from starlette.requests import ClientDisconnect
 
 from mesh.errors import CallError, InvalidInputError, PayloadTooLargeError
-from mesh.shim.door import Door, settle
+from mesh.shim.door import Door
 from mesh.shim.http import MAX_DEPTH, read_body, request_id, require_shallow
+from mesh.shim.waiting import settle
 from tests.conftest import until
 
 LIMIT = 10
