@@ -5,7 +5,7 @@ A field is described by the docstring below it. Does not know which endpoint use
 
 import ast
 import inspect
-import textwrap
+import sys
 from collections.abc import Iterable, Mapping
 from enum import Enum
 from itertools import pairwise
@@ -37,17 +37,32 @@ def first_paragraph(documented: type) -> str:
     return _paragraphs(documented)[0]
 
 
-def attribute_docstrings(documented: type) -> dict[str, str]:
-    """Return what stands below the attributes of a class and of its parents, each on one line."""
-    found: dict[str, str] = {}
-    for one in reversed(documented.__mro__):
-        if one.__module__.partition(".")[0] not in ("builtins", "pydantic", "enum"):
-            found |= _own_docstrings(one)
-    return found
+class AttributeDocstrings:
+    """What stands below the attributes of classes, read from their modules, each of them once."""
+
+    def __init__(self) -> None:
+        self._modules: dict[str, dict[str, dict[str, str]]] = {}
+
+    def of(self, documented: type) -> dict[str, str]:
+        """Return the docstrings of a class and of its parents by attribute, each on one line."""
+        found: dict[str, str] = {}
+        for one in reversed(documented.__mro__):
+            if one.__module__.partition(".")[0] not in ("builtins", "pydantic", "enum"):
+                found |= self._module(one.__module__).get(one.__name__, {})
+        return found
+
+    def _module(self, name: str) -> dict[str, dict[str, str]]:
+        if name not in self._modules:
+            self._modules[name] = _read_module(name)
+        return self._modules[name]
 
 
 class _Documented(GenerateJsonSchema):
     """Takes descriptions from docstrings, and leaves out titles that only repeat a name."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._docstrings = AttributeDocstrings()
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
@@ -56,7 +71,7 @@ class _Documented(GenerateJsonSchema):
         made = super().model_schema(schema)
         made.pop("title", None)
         made["description"] = "\n\n".join(_paragraphs(schema["cls"]))
-        docstrings = attribute_docstrings(schema["cls"])
+        docstrings = self._docstrings.of(schema["cls"])
         for name, described in made.get("properties", {}).items():
             if name in docstrings:
                 described.setdefault("description", docstrings[name])
@@ -65,7 +80,7 @@ class _Documented(GenerateJsonSchema):
     def enum_schema(self, schema: core_schema.EnumSchema) -> JsonSchemaValue:
         made = super().enum_schema(schema)
         made.pop("title", None)
-        docstrings = attribute_docstrings(schema["cls"])
+        docstrings = self._docstrings.of(schema["cls"])
         lines = [
             f"- `{one.value}`: {docstrings[one.name]}"
             for one in schema["members"]
@@ -79,13 +94,16 @@ def _paragraphs(documented: type) -> list[str]:
     return [" ".join(one.split()) for one in (inspect.getdoc(documented) or "").split("\n\n")]
 
 
-def _own_docstrings(documented: type) -> dict[str, str]:
+def _read_module(name: str) -> dict[str, dict[str, str]]:
     try:
-        source = textwrap.dedent(inspect.getsource(documented))
-    except (OSError, TypeError):
-        return {}
-    (definition,) = ast.parse(source).body
-    body = definition.body if isinstance(definition, ast.ClassDef) else []
+        source = inspect.getsource(sys.modules[name])
+    except OSError:
+        return {}  # Installed without its sources: there is nothing to read.
+    classes = [one for one in ast.parse(source).body if isinstance(one, ast.ClassDef)]
+    return {one.name: _docstrings(one.body) for one in classes}
+
+
+def _docstrings(body: list[ast.stmt]) -> dict[str, str]:
     found = {}
     for named, text in pairwise(body):
         target = named.target if isinstance(named, ast.AnnAssign) else None

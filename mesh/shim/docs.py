@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from mesh.shim.door import Door
 from mesh.shim.guard import is_stranger, may_call
 from mesh.shim.http import base_url
-from mesh.shim.operations import EXAMPLE_AGENT, Operation, Tag
+from mesh.shim.operations import EXAMPLE_AGENT, EXAMPLE_NODE, Operation, Tag
 from mesh.shim.pages import Pages
 from mesh.shim.reference import Described, read_chapters, read_models
 from schemas.registry import State
@@ -50,7 +50,7 @@ class Docs:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        commands = Commands(self._document, _shown_url(scope), self._agent(scope))
+        commands = Commands(self._document, _shown_url(scope), self._names(scope))
         context = {
             "info": self._document["info"],
             "python": commands.python(),
@@ -64,10 +64,13 @@ class Docs:
         }
         await self._pages.send(send, "docs.html", context)
 
-    def _agent(self, scope: Scope) -> str:
-        """Return an agent that the reader could ask, as far as that is the reader's business."""
+    def _names(self, scope: Scope) -> Mapping[str, str]:
+        """Return what to say for the names in examples, as far as it is the reader's business."""
         if is_stranger(scope):
-            return EXAMPLE_AGENT
+            return {}
+        return {EXAMPLE_AGENT: self._agent(scope), EXAMPLE_NODE: self._door.caller.node}
+
+    def _agent(self, scope: Scope) -> str:
         online = [
             one.id
             for one in self._door.client.directory.standings()
@@ -85,12 +88,12 @@ class Command:
 
 
 class Commands:
-    """Writes curl commands for the operations of a document."""
+    """Writes commands for the operations of a document; `names` stand in for those in examples."""
 
-    def __init__(self, document: Json, base: str, agent: str) -> None:
+    def __init__(self, document: Json, base: str, names: Mapping[str, str]) -> None:
         self._base = base
         self._needs_key = {} not in document["security"]
-        self._agent = agent
+        self._names = names
         self._operations = {
             one["operationId"]: (method.upper(), path, one)
             for path, methods in document["paths"].items()
@@ -117,7 +120,7 @@ class Commands:
                 f"    api_key={key},",
                 ")",
                 "answer = client.chat.completions.create(",
-                f'    model="{self._agent}",',
+                f'    model="{self._localized(EXAMPLE_AGENT)}",',
                 '    messages=[{"role": "user", "content": "Hello!"}],',
                 ")",
                 "print(answer.choices[0].message.content)",
@@ -166,10 +169,10 @@ class Commands:
         return {name: self._localized(it["value"]) for name, it in examples.items()}
 
     def _localized(self, value: Any) -> Any:
-        """Put an agent that is there in the place of the one that the examples name."""
+        """Put what is there in the place of what the examples name."""
         if isinstance(value, dict):
             return {name: self._localized(one) for name, one in value.items()}
-        return self._agent if value == EXAMPLE_AGENT else value
+        return self._names.get(value, value) if isinstance(value, str) else value
 
 
 def _in_lines(body: Json) -> str:

@@ -22,10 +22,8 @@ Failing = type[MeshError] | Row
 """One way to fail: `mesh.shim.status` knows what it is over HTTP."""
 
 EXAMPLE_AGENT: Final = "echo"
-"""Whom the examples ask. A page names one that is there instead."""
-
 EXAMPLE_NODE: Final = "node1"
-"""Likewise."""
+"""Whom the examples ask, and where. A page names what is there instead."""
 
 _TEXT: Final[Schema] = {"type": "string"}
 

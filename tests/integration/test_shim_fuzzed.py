@@ -14,8 +14,10 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from mesh.access import Access
 from mesh.connection import Connection
 from mesh.directory import Directory
+from mesh.shim.rules import Rules
 from tests.conftest import Running, until
 from tests.shim import CHAT, ask, online, serving, speaker
 
@@ -31,19 +33,25 @@ not_a_server_error.expected-statuses = ["2xx", "4xx", 504]
 negative_data_rejection.enabled = false
 
 [[operations]]
-# Whom these are about can be said in several places, which must agree, and must be there.
+# Whom these are about can be said in several places, which must agree, and must be there; and what
+# an agent refused is refused when it is read again.
 include-operation-id = [
-  "createChatCompletion", "createResponse", "askAgent", "testConnections",
+  "createChatCompletion", "createResponse", "askAgent", "testConnections", "streamCall",
 ]
 checks.positive_data_acceptance.enabled = false
+
+# Each request is tried without it too, and must be refused.
+[auth.openapi.apiKey]
+bearer = "${FUZZED_KEY}"
 """
 AGENT = "echo"
 """Whom the examples of the document ask."""
 
 
-async def finished_call(base: str) -> str:
+async def finished_call(base: str, token: str) -> str:
     """Make a call, and return its id when it has its answer."""
-    async with httpx2.AsyncClient(base_url=base) as client:
+    key = {"authorization": f"Bearer {token}"}
+    async with httpx2.AsyncClient(base_url=base, headers=key) as client:
         stored = await client.post(CHAT, json=ask(AGENT, background=True))
         call_id: str = stored.json()["id"]
 
@@ -55,7 +63,7 @@ async def finished_call(base: str) -> str:
         return call_id
 
 
-async def fuzz(base: str, folder: Path, call_id: str) -> tuple[int, str]:
+async def fuzz(base: str, folder: Path, call_id: str, token: str) -> tuple[int, str]:
     """Run schemathesis in `folder`; returns how it ended, and what it said."""
     (folder / "schemathesis.toml").write_text(CONFIG)
     command = [
@@ -80,6 +88,7 @@ async def fuzz(base: str, folder: Path, call_id: str) -> tuple[int, str]:
         "SCHEMATHESIS_HOOKS": "tests.openapi_hooks",
         "FUZZED_AGENT": AGENT,
         "FUZZED_CALL": call_id,
+        "FUZZED_KEY": token,
     }
     process = await asyncio.create_subprocess_exec(
         *command,
@@ -113,13 +122,14 @@ def statuses(folder: Path) -> dict[str, Counter[int]]:
 async def test_no_request_breaks_the_door_or_its_word(
     connection: Connection, directory: Directory, running: Running, tmp_path: Path
 ) -> None:
-    """No failure of the server, no hang, and nothing that the document does not say."""
+    """No failure of the server, no hang, nothing without a key, and nothing undocumented."""
     async with (
         online(running, directory, speaker(AGENT)),
-        serving(connection, directory) as base,
+        serving(connection, directory, Rules(requires_keys=True)) as base,
     ):
-        call_id = await finished_call(base)
-        ended, output = await fuzz(base, tmp_path, call_id)
+        token = (await Access(connection).create("of the fuzzer")).token
+        call_id = await finished_call(base, token)
+        ended, output = await fuzz(base, tmp_path, call_id, token)
     assert ended == 0, output
     seen = statuses(tmp_path)
     assert {200, 202, 400, 404} <= seen[f"POST {CHAT}"].keys()
