@@ -170,10 +170,11 @@ class Access:
         subject = f"{_PREFIX}{_IDEMPOTENCY}"
         for _ in range(_REREADS):
             stored = await self._read_last(subject)
-            if stored is not None:
+            # One that somebody has deleted is empty, and would make ids that anybody can work out.
+            if stored is not None and len(stored.body) >= _SECRET_BYTES:
                 return stored.body
             made = secrets.token_bytes(_SECRET_BYTES)
-            if await self._write(subject, made, after=0):
+            if await self._write(subject, made, after=stored.sequence if stored else 0):
                 return made
             # Somebody was first; a replica that lags does not know it yet.
             await asyncio.sleep(_REREAD_PAUSE_S)

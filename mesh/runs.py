@@ -59,8 +59,9 @@ class Runs:
 
     def cancel(self, call_id: str, sequence: int) -> None:
         """Stop a call; `sequence` is the place of its request, 0 where the sender did not know."""
-        for run in self._runs.values():
-            if run.call_id == call_id:
+        for place, run in self._runs.items():
+            # Two callers may have chosen the same id: where the place is known, it counts.
+            if run.call_id == call_id and sequence in (0, place):
                 run.stop()
         if sequence:
             self._cancelled[sequence] = call_id

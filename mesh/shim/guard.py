@@ -185,6 +185,8 @@ def _take_absolute_target(scope: Scope, headers: dict[bytes, bytes]) -> None:
         return
     authority, slash, path = rest.partition(b"/")
     headers[b"host"] = authority
+    # Endpoints write addresses of ours with it: what is checked is what they read.
+    scope["headers"] = [*headers.items()]
     scope["raw_path"] = b"/" + path
     trimmed = path.rstrip(b"/") if slash else b""
     scope["path"] = "/" + unquote(trimmed.decode("ascii"))

@@ -94,17 +94,18 @@ def read_terms(fields: Mapping[str, Any], headers: Headers) -> Terms:
         InvalidInputError: one of them cannot be; `field` is where it stood.
     """
     is_background = _flag(fields.get("background"), "background")
+    is_ping = headers.get(PING_HEADER.lower(), "") not in ("", "0")
     default_s = DEFAULT_BACKGROUND_TIMEOUT_S if is_background else DEFAULT_HTTP_TIMEOUT_S
     key = headers.get("idempotency-key", "")
-    is_ping = headers.get(PING_HEADER.lower(), "") not in ("", "0")
-    if is_ping and (key or is_background):
-        raise InvalidInputError(
-            f"{PING_HEADER}: nothing is stored of a ping: leave out {KEY_HEADER} and background",
-            field=PING_HEADER,
-        )
     if key and not _KEY.fullmatch(key):
         raise InvalidInputError(
             f"{KEY_HEADER}: give 1 to 255 printable ASCII characters", field=KEY_HEADER
+        )
+    if is_ping and (key or is_background):
+        # It would be stored as any other call, and the handler would run.
+        raise InvalidInputError(
+            f"{PING_HEADER}: a ping is not kept: leave out `background` and {KEY_HEADER}",
+            field=PING_HEADER,
         )
     return Terms(
         timeout_s=_timeout(fields, headers, default_s),

@@ -256,6 +256,16 @@ async def test_the_doors_share_one_secret(connection: Connection) -> None:
     assert await one.idempotency_secret() is await one.idempotency_secret()
 
 
+async def test_a_secret_that_was_deleted_is_made_again(connection: Connection) -> None:
+    """What is left of it is empty: anybody could work out the ids that were made with that."""
+    before = await Access(connection).idempotency_secret()
+    bucket = await connection.client.jetstream().key_value("access")
+    await bucket.delete("secret.idempotency")
+    found = await asyncio.gather(*(Access(connection).idempotency_secret() for _ in range(4)))
+    assert {len(one) for one in found} == {32}
+    assert len({before, *found}) == 2
+
+
 async def test_a_repeat_is_no_conflict(
     access: Access, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -191,6 +191,16 @@ async def test_what_is_odd_but_clear(client: RawClient, name: str) -> None:
         assert (await client.answer()).status == 200
 
 
+async def test_an_absolute_target_names_the_server(client: RawClient) -> None:
+    """Addresses in an answer are of the host that was checked, not of one that was not."""
+    asked = "http://localhost/api/v1/agents?limit=1"
+    await client.send(request("GET", asked, host="evil.test"))
+    answer = await client.answer()
+    assert answer.status == 200
+    assert b"http://localhost/api/agent/" in answer.body
+    assert b"evil.test" not in answer.body
+
+
 async def test_head_has_no_body(client: RawClient) -> None:
     """The headers of GET, also of what is refused."""
     for target, status in ((LIVE, 200), (CHAT, 405), ("/nowhere", 404)):
