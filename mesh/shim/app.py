@@ -134,7 +134,9 @@ def make_routes(endpoints: Iterable[Endpoint]) -> list[Route]:
     for endpoint in endpoints:
         for operation in endpoint.operations:
             for path in operation.paths:
-                found.setdefault(path, (endpoint, []))[1].append(operation.method)
+                owner, methods = found.setdefault(path, (endpoint, []))
+                assert owner is endpoint, f"two endpoints answer at {path}"
+                methods.append(operation.method)
     return [Route(path, one, methods=methods) for path, (one, methods) in found.items()]
 
 

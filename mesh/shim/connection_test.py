@@ -45,6 +45,8 @@ from schemas.probe import ConnectionReport, Method, ProbeEnd, ProbePlan, ProbeRe
 _NO_STORE: Final = {"cache-control": "no-store"}
 _EVENTS: Final = "text/event-stream"
 _LIMIT: Final = {"type": "number", "minimum": MIN_LIMIT_S, "maximum": MAX_LIMIT_S}
+TESTS_AT_ONCE: Final = 4
+"""Each has up to 64 tries in flight, and anybody may ask for another one; the rest wait."""
 _SECONDS: Final = re.compile(r"[0-9]{1,4}(\.[0-9]{1,3})?")
 
 
@@ -84,6 +86,7 @@ class ConnectionTests:
     def __init__(self, door: Door) -> None:
         self._door = door
         self._running: dict[tuple[Doors, Selection], _SharedTest] = {}
+        self._turns = asyncio.Semaphore(TESTS_AT_ONCE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. A query that cannot be is raised as an `InvalidInputError`."""
@@ -113,7 +116,7 @@ class ConnectionTests:
         test = self._running.get(key)
         if test is None or test.is_over:
             client, connection = self._door.client, self._door.connection
-            test = _SharedTest(ConnectionTest(client, connection, doors, selection))
+            test = _SharedTest(ConnectionTest(client, connection, doors, selection), self._turns)
             self._running[key] = test
         test.watchers += 1
         try:
@@ -133,7 +136,7 @@ class _SharedTest:
         InvalidInputError: what is selected is not known.
     """
 
-    def __init__(self, test: ConnectionTest) -> None:
+    def __init__(self, test: ConnectionTest, turns: asyncio.Semaphore) -> None:
         try:
             self.planned = len(test.cells())
         except RegistryError as error:
@@ -143,11 +146,12 @@ class _SharedTest:
         self.builder = ReportBuilder()
         self.is_over = False
         self._news = asyncio.Event()
+        self._turns = turns
         self._task = asyncio.create_task(self._run(test))
 
     async def _run(self, test: ConnectionTest) -> ProbeEnd:
         try:
-            async with aclosing(test.run()) as results:
+            async with self._turns, aclosing(test.run()) as results:
                 async for result in results:
                     self.builder.add(result)
                     self._tell()

@@ -18,6 +18,7 @@ METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
 EXPOSED: Final = (
     "x-request-id",
     "mesh-call-id",
+    "location",
     "retry-after",
     "retry-after-ms",
     "x-should-retry",

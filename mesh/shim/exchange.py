@@ -15,7 +15,7 @@ from starlette.types import Receive, Send
 
 from mesh.callers import Caller
 from mesh.calls import Call, StoredCall
-from mesh.errors import MeshError
+from mesh.errors import MeshError, ProtocolError
 from mesh.followers import follow_call
 from mesh.frames import Frame
 from mesh.shim.door import Door
@@ -155,6 +155,9 @@ class Exchange:
         try:
             await beside(over, stream.relay(dialect.events(call)))
         except MeshError as error:
+            if isinstance(error, ProtocolError):
+                # The call has not ended, but nobody can be shown what is still to come.
+                self._door.client.abandon(call)
             if stream.has_begun:
                 told = failure(error, sent_to=call.agent)
                 await stream.fail(dialect.failed_event(call, told))

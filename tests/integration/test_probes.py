@@ -23,6 +23,7 @@ from mesh.connection import Connection, open_connection
 from mesh.directory import Directory, follow_directory
 from mesh.runtime import AgentHost
 from mesh.settings import Settings
+from mesh.shim.connection_test import TESTS_AT_ONCE
 from mesh.shim.rules import Rules
 from schemas.registry import State
 from tests.conftest import HEARTBEAT_S, Running, control_plane, mesh_environ, until
@@ -269,6 +270,30 @@ async def test_two_requests_at_once_share_a_test(
         )
         assert one == same != other
         assert sent.pending_msgs == 2
+
+
+async def test_many_different_tests_wait_for_their_turn(
+    http: httpx2.AsyncClient,
+    agent_id: str,
+    running: Running,
+    directory: Directory,
+    client: MeshClient,
+    bare: Client,
+) -> None:
+    """Else whoever asks with ever other time limits has any number of tries in flight."""
+    costly = Costly(agent_id)
+    async with online(running, directory, costly.agent), busy(client, costly):
+        sent = await bare.subscribe(f"agent.{agent_id}.inbox")
+        limits = [0.5 + number / 100 for number in range(TESTS_AT_ONCE + 2)]
+        asking = [
+            asyncio.create_task(report_of(http, agent=agent_id, timeout=one, method="inbox"))
+            for one in limits
+        ]
+        await until(lambda: sent.pending_msgs == TESTS_AT_ONCE)
+        assert not any(one.done() for one in asking)
+        assert sent.pending_msgs == TESTS_AT_ONCE
+        await asyncio.gather(*asking)
+        assert sent.pending_msgs == len(limits)
 
 
 async def test_a_test_ends_with_the_last_who_watches(

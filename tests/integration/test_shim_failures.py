@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 
 import httpx2
 import pytest
+from nats.aio.client import Client
 
 from mesh import Agent, CallContext, ChatRequest
 from mesh.connection import Connection, open_connection
@@ -20,6 +21,7 @@ from mesh.errors import (
 from mesh.settings import Settings
 from schemas.registry import State
 from tests.conftest import Running, until
+from tests.foreign import Reply, foreign_agent
 from tests.shim import CHAT, ask, chunks, error_of, online, replier, serving
 
 
@@ -169,6 +171,30 @@ async def test_an_agent_that_dies_while_it_streams(
     *_, half, last = chunks(text)
     assert half["choices"][0]["delta"]["content"] == "half"
     assert last["error"]["code"] == "agent_timeout"
+
+
+async def test_a_stream_that_breaks_stops_its_agent(
+    http: httpx2.AsyncClient,
+    agent_id: str,
+    connection: Connection,
+    directory: Directory,
+    bare: Client,
+) -> None:
+    """Nobody can be shown what it still has to say."""
+    is_cancelled = asyncio.Event()
+
+    async def on_cancel(_: object) -> None:
+        is_cancelled.set()
+
+    async def script(reply: Reply) -> None:
+        await reply(b"", {"mesh-kind": "chunk"})
+        await asyncio.wait_for(is_cancelled.wait(), 5)
+
+    await bare.subscribe(f"delivered.{agent_id}.cancel.*", cb=on_cancel)
+    async with foreign_agent(agent_id, connection, directory, bare, script):
+        answer = await http.post(CHAT, json=ask(agent_id, stream=True))
+    assert answer.status_code == 502
+    assert error_of(answer)["code"] == "bad_answer"
 
 
 def waiting_tasks() -> int:
