@@ -35,7 +35,7 @@ CONNECT_LIMIT_S: Final = 10.0
 
 
 def create_app(
-    settings: Settings | None = None, *, on_ready: Callable[[], None] | None = None
+    settings: Settings | None = None, *, on_ready: Callable[[], object] | None = None
 ) -> FastStream:
     """Make the control plane. `on_ready` is called when it serves.
 

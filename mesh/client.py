@@ -249,7 +249,8 @@ class MeshClient:
         self.directory.require_target(agent, node)
         if not wait and self.directory.state_on(agent, node) is State.OFFLINE:
             where = f" on {node}" if node else ""
-            raise AgentOfflineError(f"agent {agent!r} is not running{where} now", agent=agent)
+            message = f"agent {agent!r} is not running{where} now: start it, or say that you wait"
+            raise AgentOfflineError(message, agent=agent)
         if not self._connection.client.is_connected:
             await self._connection.require_connected(RECONNECT_PATIENCE_S)
 

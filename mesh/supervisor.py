@@ -28,8 +28,10 @@ OnLine = Callable[[str, str], None]
 _READY_VARIABLE: Final = "MESH_READY_FD"
 
 
-def report_ready(environ: MutableMapping[str, str] = os.environ) -> None:
+def report_ready(environ: MutableMapping[str, str] = os.environ) -> bool:
     """Tell the supervisor, if there is one, that this process is ready. Never fails.
+
+    Returns whether there is one.
 
     Takes the variable out of `environ`: the second call and our own children find none.
     """
@@ -39,6 +41,8 @@ def report_ready(environ: MutableMapping[str, str] = os.environ) -> None:
         if stat.S_ISFIFO(os.fstat(ready_fd).st_mode):
             os.write(ready_fd, b"ready\n")
             os.close(ready_fd)
+            return True
+    return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from mesh.cli import exits
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Mapping
 
     from mesh.broker import OnLog
     from mesh.cli.keeper import BrokerKeeper
@@ -67,13 +68,17 @@ async def _run_control(settings: "Settings") -> None:
 
 
 async def _run_http(settings: "Settings") -> None:
+    from dataclasses import replace
+
     from mesh import heap
+    from mesh.cli import parts
     from mesh.shim.server import serve
     from mesh.supervisor import report_ready
 
-    def on_ready(_: list[int]) -> None:
+    def on_ready(ports: list[int]) -> None:
         heap.settle()
-        report_ready()
+        if not report_ready():
+            _show(parts.doors(replace(settings, http_ports=tuple(ports))))
 
     await serve(settings, on_ready=on_ready)
 
@@ -141,6 +146,10 @@ def _greet(settings: "Settings", keeper: "BrokerKeeper", broker_only: bool, took
         shown |= parts.doors(settings)
     if not settings.is_broker_external:
         shown["data"] = str(settings.data_dir)
-    for name, address in shown.items():
+    _show(shown)
+
+
+def _show(addresses: "Mapping[str, str]") -> None:
+    for name, address in addresses.items():
         typer.echo(f"  {name:<8} {address}")
     typer.echo('Next: mesh run handlers.echo:agent, then mesh send echo "hello". Ctrl-C stops.')

@@ -197,7 +197,8 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     # Not `request.url`: a Host header that is none would make it raise.
     asked = f"{request.method} {request.scope['path']}"
-    told = refusal(UNKNOWN_URL, f"there is nothing at {asked}: look for a typo")
+    told = refusal(UNKNOWN_URL, f"there is nothing at {asked}: /docs shows what there is")
     if error.status_code == WRONG_METHOD.status:
-        told = refusal(WRONG_METHOD, f"{asked} is not possible: try another method")
+        allowed = (error.headers or {}).get("Allow", "")
+        told = refusal(WRONG_METHOD, f"{asked} is not possible: {allowed or 'another method'} is")
     return Response(told.body, told.status, error.headers, _JSON)

@@ -22,7 +22,7 @@ from mesh.shim.door import Door
 from mesh.shim.failures import ENDING, OF_A_CALL
 from mesh.shim.guard import require_agent
 from mesh.shim.http import CALL_ID, read_headers, read_query, send_json
-from mesh.shim.openai import chunk_bodies
+from mesh.shim.openai import as_chunks, chunk_bodies
 from mesh.shim.operations import Answer, Events, Operation, Parameter, Tag
 from mesh.shim.sse import DONE, EventStream, event
 from mesh.shim.status import failure
@@ -139,6 +139,7 @@ class CallEvents:
                     events=Events((ChatCompletionChunk,), ends_with_done=True),
                     headers=(CALL_ID,),
                 ),
+                Answer(204, "The call has ended, and you have all of it.", headers=(CALL_ID,)),
             ),
             failures=(*OF_A_CALL, *ENDING),
         ),
@@ -154,7 +155,13 @@ class CallEvents:
         async with follow_call(
             self._door.connection, record.call, has_seen_chunks=after > 0
         ) as call:
-            await self._relay(call, after, receive, send)
+            if after and isinstance(record.outcome, Frame) and not await _has_more(call, after):
+                # An EventSource that is answered 200 comes again and again.
+                named = [(CALL_ID.encode(), call.id.encode())]
+                await send({"type": "http.response.start", "status": 204, "headers": named})
+                await send({"type": "http.response.body"})
+            else:
+                await self._relay(call, after, receive, send)
 
     async def _relay(self, call: Call, after: int, receive: Receive, send: Send) -> None:
         stream = EventStream(
@@ -170,6 +177,14 @@ class CallEvents:
             else:
                 headers = {CALL_ID: call.id, **told.headers}
                 await send_json(send, told.status, told.body, headers)
+
+
+async def _has_more(call: Call, after: int) -> bool:
+    """Tell whether an answer that is complete has an event behind those."""
+    final = await call.result()
+    if final.seq:
+        return after < final.seq
+    return after < len(list(as_chunks(call, final, include_usage=False)))
 
 
 async def _numbered(call: Call, after: int) -> AsyncGenerator[bytes, None]:

@@ -181,11 +181,12 @@ async def chunk_bodies(call: Call, *, include_usage: bool) -> AsyncGenerator[byt
         is_streamed = True
         yield frame.body
     if not is_streamed:
-        for body in _as_chunks(call, await call.result(), include_usage=include_usage):
+        for body in as_chunks(call, await call.result(), include_usage=include_usage):
             yield body
 
 
-def _as_chunks(call: Call, frame: Frame, *, include_usage: bool) -> Iterator[bytes]:
+def as_chunks(call: Call, frame: Frame, *, include_usage: bool) -> Iterator[bytes]:
+    """Cut a whole answer into the chunks of a streamed one."""
     chunks = ChunkWriter(call.id, call.agent, include_usage=include_usage)
     replies = read_replies(frame)
     for choice, reply in enumerate(replies):

@@ -7,6 +7,7 @@ import sys
 import time
 from datetime import UTC, datetime
 
+import httpx2
 import pytest
 
 from tests.acceptance.conftest import Mesh, run_mesh
@@ -158,6 +159,15 @@ async def test_a_second_mesh_is_told_at_once(mesh: Mesh) -> None:
         assert done.err.count("\n") == 1
         assert f"port {first} is in use, perhaps by a mesh that is up already" in done.err
         assert f"MESH_HTTP_PORTS (now {','.join(taken)})" in done.err
+
+
+async def test_a_second_door_says_where_it_is(mesh: Mesh) -> None:
+    """A machine that joins has nobody else to print its addresses."""
+    async with mesh.start("up", "http", "--node", "node2", MESH_HTTP_PORTS="0") as door:
+        url = await door.says(r"OpenAI\s+(http\S+)/v1")
+        async with httpx2.AsyncClient(base_url=url) as http:
+            found = (await http.get("/health")).json()
+    assert (found["status"], found["node"]) == ("ok", "node2")
 
 
 async def test_chat_keeps_the_conversation(mesh: Mesh) -> None:

@@ -36,7 +36,9 @@ from tests.shim import CHAT, ask, error_of, online, replier, serving
 
 
 @pytest.fixture
-async def replicas(settings: Settings) -> AsyncIterator[tuple[Replica, Replica]]:
+async def replicas(
+    settings: Settings, control: asyncio.subprocess.Process
+) -> AsyncIterator[tuple[Replica, Replica]]:
     """Two shims; at the end every call has one answer."""
     async with two_replicas(settings.nats_url) as both:
         yield both
@@ -325,7 +327,7 @@ async def test_the_events_of_a_finished_stream(
     running: Running,
     directory: Directory,
 ) -> None:
-    """All of them, as the first reader had them; or what is left; or only the end."""
+    """All of them, as the first reader had them; or what is left; or 204: browsers stop then."""
     async with online(running, directory, counter(agent_id)):
         answer = await post(http, ask(agent_id, stream=True))
         call_id = answer.headers["mesh-call-id"]
@@ -335,8 +337,9 @@ async def test_the_events_of_a_finished_stream(
     assert (events.payloads, events.is_done) == (first.payloads, True)
     assert (await read_events(other, call_id, after=150)).payloads == first.payloads[150:]
     for after in (202, 500):
-        rest = await read_events(other, call_id, after=after)
-        assert (rest.payloads, rest.is_done) == ([], True)
+        nothing = await other.get(f"/v1/calls/{call_id}/events", params={"after": after})
+        assert (nothing.status_code, nothing.content) == (204, b"")
+        assert nothing.headers["mesh-call-id"] == call_id
 
 
 async def test_the_events_of_an_answer_that_was_not_streamed(
@@ -351,6 +354,8 @@ async def test_the_events_of_an_answer_that_was_not_streamed(
         held.go.set()
         events = await reading
     assert (events.text, events.ids, events.is_done) == ("hello, attempt 1", [1, 2, 3], True)
+    assert (await read_events(http, call_id, after=2)).ids == [3]
+    assert (await http.get(f"/v1/calls/{call_id}/events?after=3")).status_code == 204
 
 
 async def test_the_events_of_a_call_that_failed(
