@@ -29,7 +29,9 @@ Post = Callable[..., Coroutine[Any, Any, httpx2.Response]]
 
 
 @pytest.fixture
-async def replicas(settings: Settings) -> AsyncIterator[tuple[Replica, Replica]]:
+async def replicas(
+    settings: Settings, control: asyncio.subprocess.Process
+) -> AsyncIterator[tuple[Replica, Replica]]:
     """Two shims; at the end every call has one answer."""
     async with two_replicas(settings.nats_url) as both:
         yield both
