@@ -132,7 +132,7 @@ async def test_no_request_breaks_the_door_or_its_word(
         ended, output = await fuzz(base, tmp_path, call_id, token)
     assert ended == 0, output
     seen = statuses(tmp_path)
-    # It got through, and was refused; what else it met is chance.
-    assert {200, 400} <= seen[f"POST {CHAT}"].keys()
+    # Whether it names an agent that nobody knows is chance; `test_shim_inputs` holds that 404.
+    assert {200, 202, 400} <= seen[f"POST {CHAT}"].keys()
     assert {200, 400} <= seen["POST /v1/responses"].keys()
-    assert 200 in seen["GET /v1/calls/{id}"]
+    assert {200, 404} <= seen["GET /v1/calls/{id}"].keys()
