@@ -84,7 +84,10 @@ class Execution:
         It is left unsettled, and comes again, when the answer cannot be stored. Only a ping can
         be settled without a slot: it is told that there is none.
         """
-        self._place.clock.observe(delivery.stored_ns)
+        clock = self._place.clock
+        clock.observe(delivery.stored_ns)
+        if not clock.is_asked:
+            await clock.wait_asked()
         headers = h.RequestHeaders.read(delivery.headers)
         left_s = self._left_s(delivery, headers)
         address = read_address(
@@ -149,6 +152,8 @@ class Execution:
         is_short = left_s is not None and left_s <= WORKING_AFTER_S
         limit = asyncio.timeout(left_s if is_short else None)
         try:
+            if left_s is not None and left_s <= 0:
+                raise _too_late(self._agent.id, headers)
             question = read_question(delivery, headers)
             context = self._context(delivery, headers, question, left_s)
             async with limit:
@@ -288,6 +293,14 @@ class Execution:
             if request.include_usage:
                 await writer.chunk(chunks.usage(reply.usage))
         return reply
+
+
+def _too_late(agent: str, headers: h.RequestHeaders) -> CallTimeoutError:
+    timeout_s = (headers.timeout_ms or 0) / 1000
+    return CallTimeoutError(
+        f"the deadline of {timeout_s:g} s was over before agent {agent!r} could begin",
+        timeout_s=timeout_s,
+    )
 
 
 def _timeout(agent: str, error: TimeoutError, headers: h.RequestHeaders) -> CallTimeoutError:

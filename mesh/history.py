@@ -7,6 +7,7 @@ and ten messages come in 1.5 ms.
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 import nats.errors
@@ -154,6 +155,15 @@ def is_stored_under(headers: Mapping[str, str] | None, stream: str, subject: str
     """Tell whether JetStream says of a message that `stream` holds it under `subject`."""
     found = headers or {}
     return found.get(h.STREAM) == stream and found.get(h.STORED_SUBJECT) == subject
+
+
+def stored_ns(headers: Mapping[str, str]) -> int:
+    """Return when JetStream stored a message, by the broker's clock; 0 where it does not say."""
+    try:
+        stored_at = datetime.fromisoformat(headers.get(h.STORED_AT, ""))
+        return max(0, int(stored_at.timestamp() * 1e9))
+    except (ValueError, OverflowError):
+        return 0
 
 
 async def _read_batch(

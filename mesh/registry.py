@@ -7,7 +7,6 @@ who is online, is worked out by `mesh.directory`.
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Final
 from uuid import uuid4
 
@@ -18,7 +17,7 @@ from mesh import codec, subjects
 from mesh import headers as h
 from mesh.connection import Connection
 from mesh.errors import BrokerUnreachableError, CardRefusedError, ProtocolError
-from mesh.history import read_history
+from mesh.history import read_history, stored_ns
 from mesh.streams import REGISTRY
 from schemas.base import WireModel
 from schemas.registry import (
@@ -81,15 +80,7 @@ class Entry:
     def read(cls, key: str, headers: Mapping[str, str], body: bytes, revision: int) -> "Entry":
         """Read a stored or republished message of the bucket."""
         is_gone = _OPERATION in headers or _MARKER in headers
-        return cls(key, None if is_gone else body, revision, _stored_ns(headers))
-
-
-def _stored_ns(headers: Mapping[str, str]) -> int:
-    try:
-        stored_at = datetime.fromisoformat(headers.get(h.STORED_AT, ""))
-        return max(0, int(stored_at.timestamp() * 1e9))
-    except (ValueError, OverflowError):
-        return 0
+        return cls(key, None if is_gone else body, revision, stored_ns(headers))
 
 
 async def read_registry(connection: Connection, filter_key: str = ">") -> list[Entry]:

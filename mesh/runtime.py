@@ -89,6 +89,7 @@ class AgentHost:
             directory = await self._stack.enter_async_context(follow_directory(self._connection))
             place = self._place(directory)
             self._connection.on_reconnect(self._reconnected)
+            await self._set_clock()
             # It beats until the last call is done: a host that drains is not dead.
             heart = asyncio.create_task(self._beat())
             try:
@@ -200,6 +201,16 @@ class AgentHost:
 
     async def _reconnected(self) -> None:
         self._clock.reset()
+        await self._set_clock()
+
+    async def _set_clock(self) -> None:
+        """Ask for the broker's time before any work: what waited in a mailbox must not look new."""
+        agent = self._agents[0].id
+        try:
+            await self._clock.ask(self._connection, agent, self.instance.instance)
+        except BrokerUnreachableError as error:
+            # Lost again, mostly: the next reconnect asks again.
+            logger.warning("%s; ages are counted from the first message", error)
 
     async def _beat(self) -> None:
         await beat_forever(

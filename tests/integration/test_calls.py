@@ -346,9 +346,11 @@ async def test_a_question_waits_for_an_agent_that_is_offline(
 
 
 async def test_a_call_that_expires_in_the_mailbox_is_never_run(
-    agent_id: str, running: Running, client: MeshClient
+    agent_id: str, running: Running, client: MeshClient, bare: Client
 ) -> None:
-    """An agent that comes back after the deadline does not see the question."""
+    """An agent that comes back after the deadline does not see the question: by the broker's
+    own time limit, and where that is late or was not asked for, by the agent's clock.
+    """
     seen: list[str] = []
     agent = Agent(agent_id)
 
@@ -359,12 +361,37 @@ async def test_a_call_that_expires_in_the_mailbox_is_never_run(
 
     async with running(agent):
         await client.ask(agent_id, "first")
+    reply_to = f"agent.{agent_id}-b.reply.x.late.{agent_id}"
+    answers = await bare.subscribe(f"delivered.{agent_id}-b.reply.>")
+    unlimited = {"mesh-timeout-ms": "100", "reply_to": reply_to, "correlation_id": "late"}
+    await bare.publish(inbox(agent_id), b"without a Nats-TTL", headers=unlimited)
     with pytest.raises(CallTimeoutError):
         await client.ask(agent_id, "expired", timeout_s=0.5)
-    await asyncio.sleep(0.7)  # The broker's own clock: a TTL of one whole second.
     async with running(agent):
         await client.ask(agent_id, "last")
+        answer = await answers.next_msg(timeout=5)
     assert seen == ["first", "last"]
+    assert (answer.headers or {})["mesh-code"] == CallTimeoutError.code
+
+
+async def test_time_in_the_mailbox_is_counted(
+    agent_id: str, running: Running, client: MeshClient
+) -> None:
+    """The first call that a new process gets has no more time left than its caller gives it."""
+    agent = Agent(agent_id)
+
+    @agent.chat
+    async def tell(request: ChatRequest, call: CallContext) -> str:
+        return f"{call.remaining_s:.3f}"
+
+    async with running(agent):
+        await client.ask(agent_id, "now")
+    started = time.monotonic()
+    waiting = asyncio.create_task(client.ask(agent_id, "later", timeout_s=20))
+    await asyncio.sleep(1)
+    async with running(agent):
+        reply = await waiting
+    assert 20 - (time.monotonic() - started) - 0.2 < float(reply.text) < 19.01
 
 
 async def test_a_full_mailbox_is_told_at_once(
