@@ -23,6 +23,7 @@ from schemas.registry import State
 
 Json = Mapping[str, Any]
 
+PAGES_KEPT: Final = 32
 _PLAIN_URL: Final = re.compile(r"https?://[A-Za-z0-9.:\[\]_-]+")
 
 
@@ -47,10 +48,22 @@ class Docs:
         self._document = document
         self._chapters = read_chapters(document)
         self._models = read_models(document)
+        self._rendered: dict[tuple[str, ...], bytes] = {}
+        """By address and names: rendering stops every other request for 15 ms."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        commands = Commands(self._document, _shown_url(scope), self._names(scope))
+        await self._pages.send(send, self._page(_shown_url(scope), self._names(scope)))
+
+    def _page(self, url: str, names: Mapping[str, str]) -> bytes:
+        key = (url, *names.values())
+        if (page := self._rendered.get(key)) is None:
+            if len(self._rendered) >= PAGES_KEPT:
+                self._rendered.clear()
+            page = self._rendered[key] = self._render(Commands(self._document, url, names))
+        return page
+
+    def _render(self, commands: "Commands") -> bytes:
         context = {
             "info": self._document["info"],
             "python": commands.python(),
@@ -62,7 +75,7 @@ class Docs:
                 for one in chapter.operations
             },
         }
-        await self._pages.send(send, "docs.html", context)
+        return self._pages.render("docs.html", context)
 
     def _names(self, scope: Scope) -> Mapping[str, str]:
         """Return what to say for the names in examples, as far as it is the reader's business."""

@@ -51,17 +51,18 @@ class Pages:
         self._environment.globals["static"] = {one.name: one.url for one in self.files}
         self._environment.filters |= {"prose": prose, "marked": marked, "breakable": breakable}
 
-    async def send(
-        self, send: Send, template: str, context: Mapping[str, Any], status: int = 200
-    ) -> None:
-        """Render a page, and send it."""
-        text = self._environment.get_template(template).render(context)
+    def render(self, template: str, context: Mapping[str, Any]) -> bytes:
+        """Return a page."""
+        return self._environment.get_template(template).render(context).encode()
+
+    async def send(self, send: Send, page: bytes, status: int = 200) -> None:
+        """Send a page."""
         headers = {
             "content-security-policy": CONTENT_SECURITY_POLICY,
             "cache-control": "no-store",
             **_SAFETY,
         }
-        await send_body(send, status, text.encode(), _HTML, headers)
+        await send_body(send, status, page, _HTML, headers)
 
 
 class StaticFile:
