@@ -66,6 +66,8 @@ def validate(model: type[Model], value: Any) -> Model:
 
 def _first_complaint(error: ValidationError) -> tuple[str, str]:
     first = error.errors(include_url=False, include_input=False)[0]
+    if first["type"] == "model_type" and not first["loc"]:
+        return "body", "body: must be a JSON object"
     # In a union pydantic ends the place with the type it tried: of no use to a caller.
     parts = [str(part) for part in first["loc"]]
     while len(parts) > 1 and (parts[-1] in _TYPE_NAMES or "[" in parts[-1]):

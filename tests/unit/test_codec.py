@@ -50,3 +50,10 @@ def test_deep_json_is_refused_not_followed(depth: int) -> None:
     """A body of brackets costs neither the stack nor the process."""
     with pytest.raises(InvalidInputError):
         codec.validate(ChatRequest, codec.loads(b"[" * depth + b"]" * depth))
+
+
+@pytest.mark.parametrize("value", [[], "text", 7, None])
+def test_what_is_no_object_is_told_in_json_words(value: object) -> None:
+    """Not in those of the classes that read it."""
+    with pytest.raises(InvalidInputError, match=r"^body: must be a JSON object$"):
+        codec.validate(ChatRequest, value)
