@@ -4,7 +4,7 @@ A token is printed once, when its key is made; the mesh keeps its hash only.
 """
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +15,7 @@ from mesh.cli.tables import print_json, print_table
 
 if TYPE_CHECKING:
     from mesh.access import Access
+    from mesh.connection import Connection
     from schemas.access import ApiKey
 
 app = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys of the HTTP door.")
@@ -57,8 +58,13 @@ def revoke(
 async def _create(name: str, agents: str, expires: str, as_json: bool) -> None:
     wanted = [part.strip() for part in agents.split(",")] if agents else []
     lifetime_s = _seconds(expires) if expires else None
-    async with _access() as access:
-        issued = await access.create(name, agents=wanted, lifetime_s=lifetime_s)
+    async with _connection() as connection:
+        issued = await _access(connection).create(name, agents=wanted, lifetime_s=lifetime_s)
+        unknown = await _unknown(connection, issued.key.agents)
+    for agent in unknown:
+        typer.echo(
+            f"Note: no agent {agent!r} is known yet; the key is good once there is.", err=True
+        )
     if as_json:
         print_json({**_shown(issued.key), "token": issued.token})
         return
@@ -71,8 +77,8 @@ async def _create(name: str, agents: str, expires: str, as_json: bool) -> None:
 
 
 async def _list(as_json: bool) -> None:
-    async with _access() as access:
-        found = await access.keys()
+    async with _connection() as connection:
+        found = await _access(connection).keys()
     if as_json:
         print_json([_shown(key) for key in found])
         return
@@ -86,8 +92,8 @@ async def _list(as_json: bool) -> None:
 
 
 async def _revoke(key_id: str, as_json: bool) -> None:
-    async with _access() as access:
-        key = await access.revoke(key_id)
+    async with _connection() as connection:
+        key = await _access(connection).revoke(key_id)
     if as_json:
         print_json(_shown(key))
     else:
@@ -95,13 +101,26 @@ async def _revoke(key_id: str, as_json: bool) -> None:
 
 
 @asynccontextmanager
-async def _access() -> AsyncIterator["Access"]:
-    from mesh.access import Access
+async def _connection() -> AsyncIterator["Connection"]:
     from mesh.connection import open_connection
     from mesh.settings import Settings
 
     async with open_connection(Settings.from_env().nats_url, name="mesh keys") as connection:
-        yield Access(connection)
+        yield connection
+
+
+def _access(connection: "Connection") -> "Access":
+    from mesh.access import Access
+
+    return Access(connection)
+
+
+async def _unknown(connection: "Connection", agents: Iterable[str]) -> list[str]:
+    """Return those that were never announced: mostly somebody has mistyped them."""
+    from mesh.directory import load_directory
+
+    directory = await load_directory(connection)
+    return [one for one in agents if directory.agent_record(one) is None]
 
 
 def _seconds(text: str) -> float:

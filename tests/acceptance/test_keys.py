@@ -45,6 +45,13 @@ async def test_a_key_with_an_end_and_agents(mesh: Mesh) -> None:
     assert re.search(rf"{made['id']} +guest +valid +\d{{4}}-.* UTC +echo, parrot\n", table)
 
 
+async def test_a_mistyped_agent_is_told(mesh: Mesh) -> None:
+    """The key is made all the same: the agent may come later."""
+    done = await mesh.run("keys", "create", "typo", "--agents", "no-such-agent")
+    assert (done.code, done.out[:5]) == (0, "mesh_")
+    assert "no agent 'no-such-agent' is known yet" in done.err
+
+
 async def test_revoking_tells_whom(mesh: Mesh) -> None:
     """By its id; a second time is no failure."""
     key_id, _ = await made(mesh, "lost phone")
