@@ -68,6 +68,19 @@ class _Wait(Enum):
     READING = auto()
 
 
+class _Unmoved(logging.LoggerAdapter[logging.Logger]):
+    """uvicorn's log, without warnings of what any client can send, as often as it likes."""
+
+    @property
+    def level(self) -> int:
+        """The threshold, which uvicorn reads for each connection."""
+        return self.logger.level
+
+    def warning(self, msg: object, *args: object, **_: object) -> None:
+        """Say it to who looks for it."""
+        self.debug(msg, *args)
+
+
 class HttpProtocol(H11Protocol):
     """One connection of a client; `limit_concurrency` of the configuration says how many may be."""
 
@@ -79,6 +92,7 @@ class HttpProtocol(H11Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self.logger = _Unmoved(self.logger)
         # uvicorn would answer in plain text, and without a Retry-After.
         self._max_connections, self.limit_concurrency = self.limit_concurrency, None
         self._is_surplus = False

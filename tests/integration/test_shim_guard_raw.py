@@ -109,8 +109,13 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-async def test_what_is_refused_with_the_connection(client: RawClient, name: str) -> None:
-    """Where a request ends can no longer be told: one answer in our envelope, and the end."""
+async def test_what_is_refused_with_the_connection(
+    client: RawClient, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where a request ends can no longer be told: one answer in our envelope, and the end.
+
+    The log stays as it is: who sends such things could fill it.
+    """
     data, status, code = REFUSED[name]
     await client.send(data)
     answer = await client.answer()
@@ -119,6 +124,7 @@ async def test_what_is_refused_with_the_connection(client: RawClient, name: str)
     assert answer.error["code"] == code or code is None
     assert "bytearray" not in answer.error["message"]
     assert await client.is_closed()
+    assert [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING] == []
 
 
 SERVED = {
