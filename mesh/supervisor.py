@@ -90,7 +90,7 @@ class Supervisor:
         if self._broken is not None:
             raise self._broken
 
-    async def start(self, part: Part, *, ready_timeout_s: float = 20.0) -> None:
+    async def start(self, part: Part, *, ready_timeout_s: float = 60.0) -> None:
         """Start a part, and return when it has called `report_ready`.
 
         Raises:

@@ -13,7 +13,7 @@ from typing import Final
 from mesh.child import Child
 
 ROOT: Final = Path(__file__).parents[2]
-START_S: Final = 60.0
+START_S: Final = 120.0
 STOP_S: Final = 20.0
 
 
