@@ -107,7 +107,7 @@ async def own_mesh(settings: Settings, data_dir: Path, agent: Agent) -> AsyncIte
             stop = asyncio.Event()
             serving = asyncio.create_task(host.run(stop, grace_s=1))
             await until(lambda: directory.agent_record(agent.id) is not None)
-            await asyncio.wait_for(host.ready.wait(), 10)
+            await asyncio.wait_for(host.ready.wait(), 30)
             yield OwnMesh(broker, control, directory, connection, client)
             stop.set()
             await serving

@@ -48,12 +48,12 @@ class RawClient:
         """Read one answer with a length, whole."""
         status, headers = await self.head()
         length = 0 if is_head else int(headers.get("content-length", "0"))
-        body = await asyncio.wait_for(self.reader.readexactly(length), 10)
+        body = await asyncio.wait_for(self.reader.readexactly(length), 30)
         return Answer(status, headers, body)
 
     async def head(self) -> tuple[int, dict[str, str]]:
         """Read a status and its headers."""
-        head = await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), 10)
+        head = await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), 30)
         first, *lines = head.decode("latin-1").rstrip().split("\r\n")
         pairs = [line.partition(": ") for line in lines]
         headers = {name.lower(): value for name, _, value in pairs}
@@ -62,8 +62,8 @@ class RawClient:
 
     async def part(self) -> bytes:
         """Read one part of a chunked body; the empty one ends it."""
-        size = int(await asyncio.wait_for(self.reader.readline(), 10), 16)
-        return (await asyncio.wait_for(self.reader.readexactly(size + 2), 10))[:-2]
+        size = int(await asyncio.wait_for(self.reader.readline(), 30), 16)
+        return (await asyncio.wait_for(self.reader.readexactly(size + 2), 30))[:-2]
 
     async def parts(self) -> bytes:
         """Read the rest of a chunked body, whole."""
@@ -72,7 +72,7 @@ class RawClient:
             read += part
         return read
 
-    async def is_closed(self, within_s: float = 5.0) -> bool:
+    async def is_closed(self, within_s: float = 15.0) -> bool:
         """Tell whether the server ends the connection, and sends nothing before it does."""
         try:
             return await asyncio.wait_for(self.reader.read(1), within_s) == b""

@@ -92,7 +92,8 @@ class HttpProtocol(H11Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self.logger = _Unmoved(self.logger)
+        # It is all of a logger that uvicorn uses.
+        self.logger = _Unmoved(self.logger)  # type: ignore[assignment]
         # uvicorn would answer in plain text, and without a Retry-After.
         self._max_connections, self.limit_concurrency = self.limit_concurrency, None
         self._is_surplus = False

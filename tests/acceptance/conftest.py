@@ -37,7 +37,7 @@ class Process:
         """All that was printed."""
         return "\n".join(self.lines)
 
-    async def says(self, what: str, *, within_s: float = 15.0) -> str:
+    async def says(self, what: str, *, within_s: float = 60.0) -> str:
         """Wait until a line matches, and return the match's first group or the whole."""
 
         def has_said() -> bool:
@@ -54,7 +54,7 @@ class Process:
         async for line in self.process.stdout:
             self.lines.append(line.decode().rstrip())
 
-    async def stop(self, number: signal.Signals = signal.SIGTERM, within_s: float = 15.0) -> int:
+    async def stop(self, number: signal.Signals = signal.SIGTERM, within_s: float = 60.0) -> int:
         """Send a signal and wait for the end."""
         if self.process.returncode is None:
             self.process.send_signal(number)
@@ -136,7 +136,7 @@ async def start_mesh(*arguments: str, environ: dict[str, str]) -> AsyncIterator[
         if process.returncode is None:
             process.terminate()
             try:
-                await asyncio.wait_for(process.wait(), 20)
+                await asyncio.wait_for(process.wait(), 30)
             except TimeoutError:
                 process.kill()
                 await process.wait()
@@ -155,7 +155,7 @@ def clean_environ(data_dir: Path, **extra: str) -> dict[str, str]:
         "MESH_NATS_MONITOR_PORT": "0",
         "MESH_HTTP_PORTS": "0,0,0",
         "MESH_NODE": "node1",
-        "MESH_HEARTBEAT_S": "0.5",
+        "MESH_HEARTBEAT_S": "3",
         **extra,
     }
 

@@ -51,7 +51,7 @@ class CrossNodeAgent:
         try:
             await client.publish(f"agent.{agent_id}.inbox", text.encode())
             replies = await client.subscribe(f"agent.{agent_id}.reply")
-            return (await replies.next_msg(timeout=10)).data.decode()
+            return (await replies.next_msg(timeout=30)).data.decode()
         finally:
             await client.close()
 

@@ -98,7 +98,7 @@ async def test_a_mesh_that_requires_keys(tmp_path: Path) -> None:
     async with running_mesh(clean_environ(tmp_path, MESH_HTTP_AUTH="keys")) as mesh:
         await mesh.up.says("API keys are required here: `mesh keys create NAME` makes one")
         _, token = await made(mesh, "first")
-        async with httpx2.AsyncClient(base_url=mesh.http_url) as client:
+        async with httpx2.AsyncClient(base_url=mesh.http_url, timeout=30) as client:
             assert (await client.get("/models")).status_code == 401
             headers = {"authorization": f"Bearer {token}"}
             assert (await client.get("/models", headers=headers)).status_code == 200

@@ -32,9 +32,7 @@ class Accounts:
 
     def settings(self, user: str, node: str) -> Settings:
         """Return the settings of a process that logs in as `user`."""
-        return Settings(
-            nats_url=self.url(user), is_broker_external=True, node=node, heartbeat_s=0.5
-        )
+        return Settings(nats_url=self.url(user), is_broker_external=True, node=node)
 
 
 @asynccontextmanager

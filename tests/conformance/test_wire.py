@@ -299,7 +299,7 @@ async def test_tokens_are_passed_on_at_once(
     async with online(running, directory, agent):
         await post(wire, ask(agent_id, stream=True))
         for seen in ('"role"', "one", "two", "three"):
-            assert seen in (await asyncio.wait_for(wire.part(), 5)).decode()
+            assert seen in (await asyncio.wait_for(wire.part(), 30)).decode()
             was_read.release()
         assert (await wire.parts()).endswith(b"data: [DONE]\n\n")
 
@@ -322,11 +322,11 @@ async def test_a_client_that_reads_slowly(
         online(running, directory, agent, replier(f"{agent_id}-other")),
         serving(connection, directory, send_buffer_bytes=2**12) as door,
         raw(door, receive_buffer=2**12) as wire,
-        httpx2.AsyncClient(base_url=door) as http,
+        httpx2.AsyncClient(base_url=door, timeout=30) as http,
     ):
         deadline = loop.time() + 1
         await post(wire, ask(agent_id, stream=True), "x-mesh-timeout: 1")
-        await asyncio.wait_for(has_ended.wait(), 5)
+        await asyncio.wait_for(has_ended.wait(), 30)
         other = await http.post(CHAT, json=ask(f"{agent_id}-other"))
         await until(lambda: loop.time() > deadline + 0.1)
         assert is_relaying(), "the whole answer fitted into the buffers"

@@ -114,7 +114,7 @@ async def test_a_revoked_key_is_refused_everywhere_within_3_s(
         revoked_at = loop.time()
         assert (await here.revoke(issued.key.id)).revoked_at is not None
         assert await is_refused(here, issued.token)
-        await until(lambda: is_refused(there, issued.token), within_s=3)
+        await until(lambda: is_refused(there, issued.token), within_s=10)
         assert loop.time() - revoked_at < 3
         with pytest.raises(UnauthenticatedError, match="revoked"):
             await there.verify(issued.token)
@@ -140,7 +140,7 @@ async def test_a_key_expires(access: Access) -> None:
     """At every door, without anybody doing anything."""
     issued = await access.create("guest", lifetime_s=1)
     assert await access.verify(issued.token)
-    await until(lambda: is_refused(access, issued.token), within_s=3)
+    await until(lambda: is_refused(access, issued.token), within_s=10)
     with pytest.raises(UnauthenticatedError, match="expired"):
         await access.verify(issued.token)
 
@@ -229,7 +229,7 @@ async def test_without_a_broker_nobody_passes(settings: Settings) -> None:
                 return True
             return False
 
-        await until(cannot_be_asked, within_s=3)
+        await until(cannot_be_asked, within_s=10)
 
 
 async def test_a_broker_without_a_mesh(tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ async def test_a_reply_that_is_denied_holds_no_slot(
 ) -> None:
     """A request that wants its answer where the agent may not publish is refused at once."""
     await mallory.request("agent.b.inbox", body, headers={h.REPLY_TO: reply_to} if reply_to else {})
-    await until(lambda: is_idle(core, "b"), within_s=3)
+    await until(lambda: is_idle(core, "b"), within_s=10)
 
 
 async def test_a_trace_does_not_tell_the_call(mesh: Mesh, ann: MeshClient) -> None:

@@ -164,4 +164,4 @@ async def test_a_holder_without_a_server_is_not_waited_for(
         lock.flush()
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(DataDirError, match=r"another mesh \(process 987654321, nats-server"):
-            await asyncio.wait_for(open_and_close(any_ports), 5)
+            await asyncio.wait_for(open_and_close(any_ports), 30)

@@ -1,7 +1,6 @@
 """Calls are followed by those who did not begin them, through gaps and lost connections."""
 
 import asyncio
-import time
 
 import orjson
 import pytest
@@ -19,6 +18,7 @@ from mesh.ledger import read_record
 from mesh.settings import Settings
 from tests.calls import Held, offline, question
 from tests.conftest import Running, until
+from tests.pace import stopwatch
 from tests.proxy import fault_proxy
 
 
@@ -168,9 +168,9 @@ async def test_a_follower_whose_connection_is_cut(
         await script.write("final", seq=6, body=FINAL)
         proxy.heal()
         await until(lambda: own.client.is_connected)
-        start = time.monotonic()
-        assert await reading == "abcdef"
-        assert time.monotonic() - start < 1
+        with stopwatch() as stretch:
+            assert await reading == "abcdef"
+        assert stretch.took_s < 1
 
 
 async def test_a_follower_whose_connection_is_closed_for_good(
@@ -182,7 +182,7 @@ async def test_a_follower_whose_connection_is_closed_for_good(
         async with follow_call(own, script.call) as call:
             await own.client.close()
             with pytest.raises(BrokerUnreachableError):
-                await asyncio.wait_for(call.result(), 5)
+                await asyncio.wait_for(call.result(), 30)
         with pytest.raises(BrokerUnreachableError):
             async with follow_call(own, script.call):
                 pytest.fail("followed without a connection")
@@ -207,7 +207,7 @@ async def test_the_place_of_a_request_is_learned_late(
         await connection.publisher.publish(subject, body, {**frame, h.KIND: "stored"})
         await until(lambda: call.sequence == sent.sequence)
         with pytest.raises(CallTimeoutError):
-            await asyncio.wait_for(call.result(), 8)
+            await asyncio.wait_for(call.result(), 30)
 
 
 async def test_a_call_of_which_nothing_is_left(script: Script, connection: Connection) -> None:
@@ -215,7 +215,7 @@ async def test_a_call_of_which_nothing_is_left(script: Script, connection: Conne
     await script.write("working", ttl_s=1)
     async with follow_call(connection, script.call) as call:
         with pytest.raises(CallTimeoutError):
-            await asyncio.wait_for(call.result(), 8)
+            await asyncio.wait_for(call.result(), 30)
 
 
 async def test_nothing_is_left_of_a_follower(

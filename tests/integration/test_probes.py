@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,18 @@ import orjson
 import pytest
 from nats.aio.client import Client
 
-from mesh import Agent
 from mesh.access import Access
-from mesh.broker import embedded_broker
 from mesh.client import MeshClient
 from mesh.connection import Connection, open_connection
-from mesh.directory import Directory, follow_directory
-from mesh.runtime import AgentHost
+from mesh.directory import Directory
 from mesh.settings import Settings
 from mesh.shim.connection_test import TESTS_AT_ONCE
 from mesh.shim.rules import Rules
 from schemas.registry import State
-from tests.conftest import HEARTBEAT_S, Running, control_plane, mesh_environ, until
+from tests.brisk import BriskMesh, brisk_mesh
+from tests.conftest import Running, mesh_environ, until
 from tests.integration.test_pings import Costly, busy, is_empty, waiting_in
+from tests.pace import stopwatch
 from tests.shim import error_of, online, serving
 
 PATH = "/api/agents/connection-test"
@@ -126,7 +124,8 @@ async def test_an_agent_without_a_free_slot_is_busy(
     """By every way that needs a slot; and once the pings' time is over, none lies about."""
     costly = Costly(agent_id)
     async with online(running, directory, costly.agent), busy(client, costly):
-        report = await report_of(http, agent=agent_id, timeout=1)
+        # Told after half a second, on a machine that has other things to do.
+        report = await report_of(http, agent=agent_id, timeout=5)
         found = states(report)
         for place in ("inbox", "router", "direct", "node1 inbox"):
             assert found.pop(place) == "busy", report
@@ -137,7 +136,7 @@ async def test_an_agent_without_a_free_slot_is_busy(
             # The call in progress is left.
             return await waiting_in(bare, f"agent.{agent_id}.inbox") == 1
 
-        await until(are_gone, within_s=4)
+        await until(are_gone, within_s=8)
     await until(lambda: is_empty(bare, agent_id))
     assert costly.runs == 1
 
@@ -201,16 +200,15 @@ async def test_a_stopped_process_is_found(
         # With a call unfinished in its only slot it would be taken for busy.
         await until(lambda: is_empty(bare, agent_id))
         process.send_signal(signal.SIGSTOP)
-        started = time.monotonic()
-        report = await report_of(http, agent=agent_id, timeout=0.5)
-        took_s = time.monotonic() - started
+        with stopwatch() as stretch:
+            report = await report_of(http, agent=agent_id, timeout=1)
         found = states(report)
         for place in ("inbox", "router", "direct", "node1 inbox"):
             assert found[place] == "timeout", report
         assert found["registry"] == "ok"
         assert all(one["state"] in ("ok", "not_tried") for one in report["broker"])
         # Limit, half a second to find out why, and a loaded machine.
-        assert took_s < 2.5, took_s
+        assert stretch.took_s < 3, stretch
         await until(lambda: directory.agent(agent_id).state is State.OFFLINE)
         assert states(await report_of(http, agent=agent_id))["presence"] == "offline"
 
@@ -229,7 +227,7 @@ async def test_results_stream_in_as_they_come(
 ) -> None:
     """First how many there will be, then each result when it is there, then the summary."""
     costly, events, times = Costly(agent_id), [], []
-    wanted = {"agent": agent_id, "timeout": "1"}
+    wanted = {"agent": agent_id, "timeout": "3"}
     async with (
         online(running, directory, costly.agent),
         busy(client, costly),
@@ -245,9 +243,9 @@ async def test_results_stream_in_as_they_come(
     assert {one["method"] for one in results} >= {"inbox", "router", "presence", "broker"}
     assert end["summary"]["busy"] == 4
     assert sum(end["summary"][one] for one in ("ok", "busy", "not_tried")) == len(results)
-    # What is busy is known after a second; the rest does not wait for it.
-    assert times[-1] - times[0] > 0.9
-    assert times[4] - times[0] < 0.7, times
+    # What is busy is known at the limit; the rest does not wait for it.
+    assert times[-1] - times[0] > 2.9
+    assert times[4] - times[0] < 2, times
 
 
 async def test_two_requests_at_once_share_a_test(
@@ -303,13 +301,13 @@ async def test_a_test_ends_with_the_last_who_watches(
     costly = Costly(agent_id)
     async with online(running, directory, costly.agent), busy(client, costly):
         before = names_of_tasks()
-        async with httpx2.AsyncClient(base_url=base) as leaver:
+        async with httpx2.AsyncClient(base_url=base, timeout=30) as leaver:
             wanted = {"agent": agent_id, "timeout": "10"}
             asking = asyncio.create_task(leaver.get(PATH, params=wanted))
             await until(lambda: "_SharedTest._run" in names_of_tasks() - before)
             asking.cancel()
             await asyncio.wait({asking})
-        await until(lambda: "_SharedTest._run" not in names_of_tasks(), within_s=2)
+        await until(lambda: "_SharedTest._run" not in names_of_tasks(), within_s=10)
 
 
 def names_of_tasks() -> set[str]:
@@ -356,7 +354,7 @@ async def test_a_guarded_router_is_asked_with_the_key_of_the_request(
     async with (
         online(running, directory, Costly(agent_id).agent),
         serving(connection, directory, rules) as base,
-        httpx2.AsyncClient(base_url=base) as http,
+        httpx2.AsyncClient(base_url=base, timeout=30) as http,
     ):
         refused = await http.get(PATH, params={"agent": agent_id})
         assert refused.status_code == 401
@@ -377,7 +375,7 @@ async def test_a_key_for_some_agents_tests_those(
     async with (
         online(running, directory, Costly(agent_id).agent),
         serving(connection, directory, rules) as base,
-        httpx2.AsyncClient(base_url=base) as http,
+        httpx2.AsyncClient(base_url=base, timeout=30) as http,
     ):
         http.headers["Authorization"] = f"Bearer {issued.token}"
         everybody = await http.get(PATH)
@@ -387,52 +385,14 @@ async def test_a_key_for_some_agents_tests_those(
     assert own["agents"][0]["methods"]["inbox"]["state"] == "ok"
 
 
-@dataclass(frozen=True, slots=True)
-class Fresh:
-    """A mesh of its own, in which nobody else has left anything."""
-
-    settings: Settings
-    connection: Connection
-    directory: Directory
-
-    @asynccontextmanager
-    async def hosting(self, *agents: Agent, node: str = "node1") -> AsyncIterator[None]:
-        """Run agents, and begin when they are online."""
-        host = AgentHost(self.connection, agents, node=node, settings=self.settings)
-        stop = asyncio.Event()
-        task = asyncio.create_task(host.run(stop))
-        await until(lambda: all(self.directory.agent_record(one.id) for one in agents))
-        await until(
-            lambda: all(self.directory.agent(one.id).state is State.ONLINE for one in agents)
-        )
-        try:
-            yield
-        finally:
-            stop.set()
-            await task
-
-
 @pytest.fixture(scope="module")
-async def fresh(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fresh]:
+async def fresh(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[BriskMesh]:
     """Broker, control plane, and nothing in it."""
-    data_dir = tmp_path_factory.mktemp("fresh")
-    wanted = Settings(nats_port=0, nats_monitor_port=0, data_dir=data_dir, heartbeat_s=HEARTBEAT_S)
-    async with embedded_broker(wanted) as broker:
-        settings = replace(
-            wanted,
-            nats_url=broker.url,
-            is_broker_external=True,
-            nats_monitor_url=broker.monitor_url,
-        )
-        async with (
-            control_plane(settings),
-            open_connection(broker.url, name="test fresh") as connection,
-            follow_directory(connection) as directory,
-        ):
-            yield Fresh(settings, connection, directory)
+    async with brisk_mesh(tmp_path_factory.mktemp("fresh")) as mesh:
+        yield mesh
 
 
-async def test_a_healthy_mesh_is_ok(fresh: Fresh, agent_id: str) -> None:
+async def test_a_healthy_mesh_is_ok(fresh: BriskMesh, agent_id: str) -> None:
     """Everything that can be tried from here works: broker, monitoring, nodes, agents."""
     async with (
         fresh.hosting(Costly(agent_id).agent),
@@ -473,7 +433,7 @@ async def test_broker_monitoring_that_is_not_there(
     assert "MESH_NATS_MONITOR_URL" in found["fix"]
 
 
-async def test_a_hundred_agents_are_tested_quickly(fresh: Fresh, agent_id: str) -> None:
+async def test_a_hundred_agents_are_tested_quickly(fresh: BriskMesh, agent_id: str) -> None:
     """Six hundred tries take about a second."""
     agents = [Costly(f"{agent_id}-{number}").agent for number in range(100)]
     async with (
@@ -481,10 +441,11 @@ async def test_a_hundred_agents_are_tested_quickly(fresh: Fresh, agent_id: str) 
         serving(fresh.connection, fresh.directory) as base,
         httpx2.AsyncClient(base_url=base, timeout=40) as http,
     ):
-        report = await report_of(http)
+        with stopwatch() as stretch:
+            report = await report_of(http, timeout=10)
     mine = [one for one in report["agents"] if one["agent_id"].startswith(f"{agent_id}-")]
     assert [one["state"] for one in mine] == ["ok"] * 100
-    assert report["took_ms"] < 8_000
+    assert stretch.took_s < 8, stretch
 
 
 async def test_a_broker_that_is_gone_is_the_finding(
@@ -498,7 +459,8 @@ async def test_a_broker_that_is_gone_is_the_finding(
         httpx2.AsyncClient(base_url=base, timeout=30) as http,
     ):
         await lost.client.close()
-        report = await report_of(http, agent=agent_id, timeout=1)
+        with stopwatch() as stretch:
+            report = await report_of(http, agent=agent_id, timeout=1)
     assert report["summary"]["state"] == "failed"
     assert {one["state"] for one in report["broker"]} <= {"failed", "timeout", "not_tried"}
-    assert report["took_ms"] < 5_000
+    assert stretch.took_s < 5, stretch

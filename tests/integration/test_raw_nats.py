@@ -41,7 +41,7 @@ async def test_the_guides_snippet_gets_its_answer(
             js = nc.jetstream()
             await js.publish(f"agent.{agent_id}.inbox", b"Hello from Daarwizz")
             sub = await nc.subscribe(f"agent.{agent_id}.reply")
-            msg = await sub.next_msg(timeout=5)
+            msg = await sub.next_msg(timeout=30)
             assert msg.data == b"somebody said: Hello from Daarwizz"
             await nc.close()
 
@@ -56,7 +56,7 @@ async def test_the_guides_other_spelling_answers_the_sender(
         target = await bare.subscribe(f"agent.{agent_id}.reply")
         body = {"source_agent": sender, "message": "hi"}
         await bare.publish(f"agent.{agent_id}.inbox", json.dumps(body).encode())
-        answers = [(await one.next_msg(timeout=5)).data for one in (own, target)]
+        answers = [(await one.next_msg(timeout=30)).data for one in (own, target)]
     assert answers == [f"{sender} said: hi".encode()] * 2
 
 
@@ -68,7 +68,7 @@ async def test_a_bare_openai_body_is_answered_as_text(
         replies = await bare.subscribe(f"agent.{agent_id}.reply")
         body = {"messages": [{"role": "user", "content": "from json"}]}
         await bare.publish(f"agent.{agent_id}.inbox", json.dumps(body).encode())
-        message = await replies.next_msg(timeout=5)
+        message = await replies.next_msg(timeout=30)
     assert message.data == b"somebody said: from json"
     assert (message.headers or {})["correlation_id"].startswith("seq-")
 
@@ -81,10 +81,10 @@ async def test_a_bare_message_that_is_none_is_told_so(
         replies = await bare.subscribe(f"agent.{agent_id}.reply")
         for body in (b"", b"   ", b"\xff\xfe", b'{"messages": []}', b'{"messages": "x"}'):
             await bare.publish(f"agent.{agent_id}.inbox", body)
-            message = await replies.next_msg(timeout=5)
+            message = await replies.next_msg(timeout=30)
             assert message.data.startswith(b"error: invalid_input: "), (body, message.data)
         await bare.publish(f"agent.{agent_id}.inbox", b"fine")
-        assert (await replies.next_msg(timeout=5)).data == b"somebody said: fine"
+        assert (await replies.next_msg(timeout=30)).data == b"somebody said: fine"
 
 
 async def test_a_request_with_reply_to_is_answered_there(
@@ -105,7 +105,7 @@ async def test_a_request_with_reply_to_is_answered_there(
                 "mesh-source-agent": "me",
             },
         )
-        message = await delivered.next_msg(timeout=5)
+        message = await delivered.next_msg(timeout=30)
     headers = message.headers or {}
     assert headers["mesh-kind"] == "final"
     assert headers["correlation_id"] == call
@@ -125,7 +125,7 @@ async def test_two_callers_may_choose_the_same_short_id(
             answers = await bare.subscribe(subject)
             headers = {"reply_to": subject, "correlation_id": "1"}
             await bare.publish(f"agent.{agent_id}.inbox", me.encode(), headers=headers)
-            assert (await answers.next_msg(timeout=5)).data == f"somebody said: {me}".encode()
+            assert (await answers.next_msg(timeout=30)).data == f"somebody said: {me}".encode()
 
 
 async def test_a_nats_inbox_can_be_the_reply_subject(
@@ -136,7 +136,7 @@ async def test_a_nats_inbox_can_be_the_reply_subject(
         inbox = bare.new_inbox()
         answers = await bare.subscribe(inbox)
         await bare.publish(f"agent.{agent_id}.inbox", b"x", headers={"reply_to": inbox})
-        assert (await answers.next_msg(timeout=5)).data == b"somebody said: x"
+        assert (await answers.next_msg(timeout=30)).data == b"somebody said: x"
 
 
 async def test_no_agent_publishes_where_a_caller_points_it(
@@ -156,7 +156,7 @@ async def test_no_agent_publishes_where_a_caller_points_it(
             await bare.publish(f"agent.{agent_id}.inbox", b"x", headers=headers)
         replies = await bare.subscribe(f"agent.{agent_id}.reply")
         await bare.publish(f"agent.{agent_id}.inbox", b"fine")
-        await replies.next_msg(timeout=5)
+        await replies.next_msg(timeout=30)
         # The wildcard hears the honest answer, and nothing else.
         assert [one.pending_msgs for one in heard] == [0, 0, 0, 1]
 
@@ -166,7 +166,7 @@ async def test_a_request_to_nobody_becomes_a_dead_letter(agent_id: str, bare: Cl
     replies = await bare.subscribe(f"agent.{agent_id}.reply")
     jetstream = bare.jetstream()
     await jetstream.publish(f"agent.{agent_id}.inbox", b"anybody?")
-    message = await replies.next_msg(timeout=10)
+    message = await replies.next_msg(timeout=30)
     assert message.data.startswith(b"error: agent_not_found: ")
     dead = await bare.jsm().get_last_msg("DEAD", f"dead.{agent_id}")
     assert dead.data == b"anybody?"
@@ -229,7 +229,7 @@ async def test_a_plain_faststream_application_is_an_agent(
         delivered = await bare.subscribe("delivered.me.reply.x.>")
         headers = {"reply_to": f"agent.me.reply.x.{call}", "correlation_id": call}
         await bare.jetstream().publish(f"agent.{agent_id}.inbox", b"four", headers=headers)
-        message = await delivered.next_msg(timeout=5)
+        message = await delivered.next_msg(timeout=30)
     assert message.data == b"faststream read 4 bytes"
 
 
@@ -282,7 +282,7 @@ async def test_an_attached_faststream_application_answers_pings(
         assert (frame.node, (await call.reply()).text) == (settings.node, "pong")
         assert runs == []
         assert (await client.ask(agent_id, "hello")).text == "told"
-        assert (runs, (await noted.next_msg(timeout=5)).data) == (["filter", "handler"], b"told")
+        assert (runs, (await noted.next_msg(timeout=30)).data) == (["filter", "handler"], b"told")
         assert noted.pending_msgs == 0
         info = await bare.jsm().stream_info("INBOX", subjects_filter=f"agent.{agent_id}.inbox")
         assert not info.state.subjects
@@ -311,5 +311,5 @@ async def test_a_faststream_application_calls_an_agent(
             correlation_id=call,
             stream="INBOX",
         )
-        found = await asyncio.wait_for(answers.get(), 5)
+        found = await asyncio.wait_for(answers.get(), 30)
     assert found == (call, "somebody said: from faststream")

@@ -548,7 +548,7 @@ async def test_nothing_is_left_of_a_client_that_leaves(
         for client in clients:
             client.cancel()
         await asyncio.wait(clients)
-        await until(lambda: footprint(replica) == before, within_s=5)
+        await until(lambda: footprint(replica) == before, within_s=10)
         held.go.set()
         assert (await view(http, call_id, wait_s=10))["state"] == "answered"
     assert held.stopped == 0
@@ -625,7 +625,7 @@ async def test_a_lost_broker(
         online(running, directory, replier(agent_id)),
         open_connection(settings.nats_url, name="test lost") as lost,
         serving(lost, directory) as base,
-        httpx2.AsyncClient(base_url=base) as client,
+        httpx2.AsyncClient(base_url=base, timeout=30) as client,
     ):
         await lost.client.close()
         call = f"/v1/calls/{'f' * 32}"

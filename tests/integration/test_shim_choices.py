@@ -52,7 +52,7 @@ async def test_two_answers(
 
     async with (
         foreign_agent(agent_id, connection, directory, bare, script, max_choices=2),
-        httpx2.AsyncClient(base_url=url) as http,
+        httpx2.AsyncClient(base_url=url, timeout=30) as http,
     ):
         answer = await http.post(CHAT, json=ask(agent_id, n=2))
     assert (answer.status_code, answer.content) == (200, body)
@@ -88,7 +88,7 @@ async def test_two_answers_are_cut_into_chunks(
 
     async with (
         foreign_agent(agent_id, connection, directory, bare, script, max_choices=2),
-        httpx2.AsyncClient(base_url=url) as http,
+        httpx2.AsyncClient(base_url=url, timeout=30) as http,
     ):
         answer = await http.post(CHAT, json=ask(agent_id, n=2, stream=True))
     *events, done = chunks(answer.text)
@@ -120,7 +120,7 @@ async def test_chunks_of_two_answers_pass(
 
     async with (
         foreign_agent(agent_id, connection, directory, bare, script, max_choices=2),
-        httpx2.AsyncClient(base_url=url) as http,
+        httpx2.AsyncClient(base_url=url, timeout=30) as http,
     ):
         answer = await http.post(CHAT, json=ask(agent_id, n=2, stream=True))
     assert chunks(answer.text) == [*written, "[DONE]"]
@@ -139,7 +139,7 @@ async def test_more_than_an_agent_serves(
 
     async with (
         online(running, directory, agent),
-        httpx2.AsyncClient(base_url=url) as http,
+        httpx2.AsyncClient(base_url=url, timeout=30) as http,
     ):
         refused = await http.post(CHAT, json=ask(agent_id, n=asked))
         taken = await http.post(CHAT, json=ask(agent_id, n=served))

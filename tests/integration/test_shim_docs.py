@@ -76,7 +76,7 @@ async def shell(command: str) -> str:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    output, _ = await asyncio.wait_for(process.communicate(), 20)
+    output, _ = await asyncio.wait_for(process.communicate(), 30)
     assert process.returncode == 0, (command, output)
     return output.decode()
 
@@ -141,7 +141,7 @@ async def test_a_host_that_is_none_is_not_written_into_commands(
     """A door with keys takes any Host; a shell must not."""
     async with (
         serving(connection, directory, Rules(requires_keys=True)) as base,
-        httpx2.AsyncClient(base_url=base) as client,
+        httpx2.AsyncClient(base_url=base, timeout=30) as client,
     ):
         answer = await client.get("/docs", headers={"host": '"$(id)<script>"'})
     assert answer.status_code == 200
@@ -158,7 +158,7 @@ async def test_strangers_read_the_page_and_learn_no_agent(
     issued = await Access(connection).create("of the docs", agents=(HIDDEN,))
     async with (
         serving(connection, directory, rules) as base,
-        httpx2.AsyncClient(base_url=base) as client,
+        httpx2.AsyncClient(base_url=base, timeout=30) as client,
     ):
         stranger = await client.get("/docs")
         document = await client.get("/openapi.json")

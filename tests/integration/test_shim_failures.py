@@ -58,7 +58,7 @@ async def test_a_lost_broker(
         online(running, directory, replier(agent_id)),
         open_connection(settings.nats_url, name="test lost") as lost,
         serving(lost, directory) as base,
-        httpx2.AsyncClient(base_url=base) as client,
+        httpx2.AsyncClient(base_url=base, timeout=30) as client,
     ):
         await lost.client.close()
         answer = await client.post(CHAT, json=ask(agent_id))
@@ -188,7 +188,7 @@ async def test_a_stream_that_breaks_stops_its_agent(
 
     async def script(reply: Reply) -> None:
         await reply(b"", {"mesh-kind": "chunk"})
-        await asyncio.wait_for(is_cancelled.wait(), 5)
+        await asyncio.wait_for(is_cancelled.wait(), 30)
 
     await bare.subscribe(f"delivered.{agent_id}.cancel.*", cb=on_cancel)
     async with foreign_agent(agent_id, connection, directory, bare, script):
@@ -253,8 +253,8 @@ async def test_a_client_that_leaves(
         await asyncio.wait({asking})
         await until(lambda: not waiting_tasks())
         if is_stopped:
-            await asyncio.wait_for(was_stopped.wait(), 5)
+            await asyncio.wait_for(was_stopped.wait(), 30)
         go_on.set()
         if not is_stopped:
-            await asyncio.wait_for(has_finished.wait(), 5)
+            await asyncio.wait_for(has_finished.wait(), 30)
         assert (await http.get("/health")).status_code == 200

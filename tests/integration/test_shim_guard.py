@@ -325,7 +325,7 @@ async def test_a_revoked_key_is_refused_within_3_s(
     async def is_refused() -> bool:
         return (await keyed.get("/v1/models", headers=bearer(issued))).status_code == 401
 
-    await until(is_refused, within_s=3)
+    await until(is_refused, within_s=10)
     assert loop.time() - revoked_at < 3
 
 
@@ -392,7 +392,9 @@ async def test_a_door_that_is_told_to_requires_keys(
         stop = asyncio.Event()
         task = asyncio.create_task(serve(own, on_ready=ports.extend, stop=stop))
         await until(lambda: bool(ports))  # noqa: B023
-        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{ports[0]}") as client:
+        async with httpx2.AsyncClient(
+            base_url=f"http://127.0.0.1:{ports[0]}", timeout=30
+        ) as client:
             assert (await client.get("/v1/models")).status_code == 401
             answer = await client.get("/v1/models", headers=bearer(issued))
             assert answer.status_code == 200
@@ -417,7 +419,7 @@ async def test_without_a_broker_no_key_is_good(
             answer = await client.get("/v1/models", headers=bearer(issued))
             return answer.status_code == 503 and answer.headers["retry-after"] == "2"
 
-        await until(is_away, within_s=3)
+        await until(is_away, within_s=10)
         unknown = {"authorization": "Bearer mesh_unknown_" + "x" * 43}
         assert (await client.get("/v1/models", headers=unknown)).status_code == 503
         health = await client.get("/health", headers=bearer(issued))

@@ -16,12 +16,13 @@ from mesh.access import Access
 from mesh.connection import Connection
 from mesh.directory import Directory
 from mesh.registry import Entry
+from mesh.settings import Settings
 from mesh.shim.rules import Rules
 from schemas.base import WireModel
 from schemas.card import AgentCard
 from schemas.listing import AgentList, ListedAgent, ListedNode, NodeList
 from schemas.registry import AgentRecord, Instance, Placement, Role, State
-from tests.conftest import HEARTBEAT_S, Running, until
+from tests.conftest import Running, until
 from tests.shim import error_of, online, replier, serving
 
 SUN = "Answers questions about the Sun."
@@ -70,8 +71,8 @@ async def test_an_agent_as_the_guide_asks_for_it(
     assert answer.status_code == again.status_code == 200
     body = exact(ListedAgent, answer.json())
     [instance] = body.pop("instances")
-    assert 0 <= age_s(body.pop("last_seen")) < 3
-    assert 0 <= age_s(body.pop("registered_at")) < 10
+    assert 0 <= age_s(body.pop("last_seen")) < 11
+    assert 0 <= age_s(body.pop("registered_at")) < 30
     assert body == {
         "agent_id": agent_id,
         "node": "node2",
@@ -85,7 +86,7 @@ async def test_an_agent_as_the_guide_asks_for_it(
         "streams": True,
         "concurrency": 3,
     }
-    assert 0 <= instance.pop("last_seen_s") < 3 * HEARTBEAT_S
+    assert 0 <= instance.pop("last_seen_s") < 15
     mine = host.instance
     assert instance == {
         "instance": mine.instance,
@@ -124,7 +125,11 @@ async def test_an_agent_on_two_nodes(
 
 
 async def test_an_agent_that_left(
-    http: httpx2.AsyncClient, agent_id: str, running: Running, directory: Directory
+    http: httpx2.AsyncClient,
+    agent_id: str,
+    running: Running,
+    directory: Directory,
+    settings: Settings,
 ) -> None:
     """It is known where it ran, and when it was last seen; also to one who comes later."""
     async with online(running, directory, replier(agent_id), node="node-l"):
@@ -134,7 +139,7 @@ async def test_an_agent_that_left(
     at_once = exact(ListedAgent, (await http.get(f"/api/v1/agent/{agent_id}")).json())
     assert (at_once["node"], at_once["state"], at_once["instances"]) == ("node-l", "offline", [])
     seen_at = datetime.fromisoformat(at_once["last_seen"])
-    assert timedelta(0) <= left_at - seen_at <= timedelta(seconds=HEARTBEAT_S + 1)
+    assert timedelta(0) <= left_at - seen_at <= timedelta(seconds=settings.heartbeat_s + 1)
     # The registrar writes it down, once.
     record = directory.agent_record
     await until(lambda: bool((known := record(agent_id)) and known.last_seen))
@@ -143,17 +148,21 @@ async def test_an_agent_that_left(
 
 
 async def test_last_seen_follows_the_heartbeats(
-    http: httpx2.AsyncClient, agent_id: str, running: Running, directory: Directory
+    http: httpx2.AsyncClient,
+    agent_id: str,
+    running: Running,
+    directory: Directory,
+    settings: Settings,
 ) -> None:
     """Of an agent that lives for a while it is now, less a heartbeat."""
     async with online(running, directory, replier(agent_id)):
         first = (await http.get(f"/api/v1/agent/{agent_id}")).json()["last_seen"]
-        deadline = asyncio.get_running_loop().time() + 2.5
+        deadline = asyncio.get_running_loop().time() + settings.heartbeat_s + 1.5
         await until(lambda: asyncio.get_running_loop().time() > deadline)
         body = (await http.get(f"/api/v1/agent/{agent_id}")).json()
     assert body["last_seen"] > first
-    assert age_s(body["last_seen"]) < 2 * HEARTBEAT_S + 1
-    assert body["instances"][0]["last_seen_s"] < 2 * HEARTBEAT_S
+    assert age_s(body["last_seen"]) < 2 * settings.heartbeat_s
+    assert body["instances"][0]["last_seen_s"] < 2 * settings.heartbeat_s
 
 
 async def test_agents_are_listed_by_id_and_in_pages(
@@ -221,7 +230,7 @@ async def test_nodes_are_listed_with_what_runs_there(
     [process] = body["processes"]
     assert (process["instance"], process["role"]) == (host.instance.instance, "host")
     assert process["pid"] == host.instance.pid
-    assert age_s(body["last_seen"]) < 3
+    assert age_s(body["last_seen"]) < 11
     assert own["endpoint"] == str(http.base_url)
     assert "registrar" in [one["role"] for one in own["processes"]]
     ids = [one["node"] for one in listed["nodes"]]
@@ -330,7 +339,7 @@ async def test_a_key_shows_its_own_agents(
     async with (
         online(running, directory, replier(mine), replier(other), node="node-y"),
         serving(connection, directory, rules) as base,
-        httpx2.AsyncClient(base_url=base) as client,
+        httpx2.AsyncClient(base_url=base, timeout=30) as client,
     ):
 
         async def seen(path: str, token: str) -> tuple[list[str], int]:
@@ -375,7 +384,7 @@ async def test_a_thousand_agents_are_listed_at_once(connection: Connection, path
     directory = crowd(1_000)
     async with (
         serving(connection, directory) as base,
-        httpx2.AsyncClient(base_url=base) as client,
+        httpx2.AsyncClient(base_url=base, timeout=30) as client,
     ):
         took_ms = [math.inf]
         for revision in range(25):

@@ -49,7 +49,7 @@ async def test_health_without_a_broker(settings: Settings, directory: Directory)
     async with (
         open_connection(settings.nats_url, name="test lost") as lost,
         serving(lost, directory) as base,
-        httpx2.AsyncClient(base_url=base) as client,
+        httpx2.AsyncClient(base_url=base, timeout=30) as client,
     ):
         await lost.client.close()
         ready = await client.get("/health")

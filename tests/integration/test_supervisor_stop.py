@@ -160,4 +160,4 @@ async def test_parts_never_outlive_the_parent() -> None:
     assert is_running(pid)
     parent.kill()
     await parent.wait()
-    await until(lambda: not is_running(pid), within_s=3)
+    await until(lambda: not is_running(pid), within_s=10)

@@ -59,7 +59,7 @@ async def test_who_left_the_group_does_not_hold_us_up(
     await until(lambda: bool(lines))
     pid = int(lines[0])
     try:
-        await asyncio.wait_for(child.stop(0.1, whole_group=whole_group), 5)
+        await asyncio.wait_for(child.stop(0.1, whole_group=whole_group), 30)
         assert is_reaped(child.pid)
         assert is_running(pid)
     finally:
