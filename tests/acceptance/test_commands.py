@@ -227,7 +227,8 @@ async def test_commands_are_quick(mesh: Mesh) -> None:
         helps.append(stretch.took_s)
         with stopwatch() as stretch:
             answer = await mesh.run("send", "echo", "x")
-        sends.append(answer.first_byte_s - stretch.lost_s)
+        # Each is an upper bound: the standstill may have come after the first byte.
+        sends.append(min(answer.first_byte_s, stretch.took_s))
     assert min(helps) < 0.4, helps
     assert min(sends) < 0.8, sends
 

@@ -177,7 +177,8 @@ async def test_up_starts_and_stops_cleanly(tmp_path: Path) -> None:
             pids = [child_pid(mesh, words) for words in ("nats-server", "up control", "up http")]
             assert await mesh.up.stop(number) == 0
             assert not {str(pid) for pid in pids} & set(os.listdir("/proc"))
-        assert ready_s - start.lost_s < 3.0
+        # Each is an upper bound: the standstill may have come before it began to count.
+        assert min(ready_s, start.took_s) < 3.0
         assert not re.search("Traceback|[Ee]rror", mesh.up.text), mesh.up.text
 
 
