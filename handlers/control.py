@@ -17,6 +17,7 @@ from nats.aio.client import Client
 from handlers.cancel import LINK
 from handlers.cancel import router as cancel_router
 from handlers.dead_letters import Undertaker
+from handlers.dead_letters import router as dead_letters_router
 from handlers.registrar import Registrar
 from handlers.registry import router as registry_router
 from handlers.watchdog import Watchdog
@@ -53,7 +54,7 @@ def create_app(
         max_outstanding_pings=2,
         drain_timeout=3,
         reconnected_cb=control.reconnected,
-        routers=(registry_router, cancel_router),
+        routers=(registry_router, cancel_router, dead_letters_router),
         logger=logging.getLogger("mesh.faststream"),
         log_level=logging.DEBUG,
     )

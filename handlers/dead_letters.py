@@ -1,44 +1,77 @@
-"""Dead letters: requests that nobody can answer are moved to `dead.<id>`, with the reason.
+"""Dead letters: requests that nobody gets any more are moved to `dead.<id>`, with the reason.
 
-Here: raw messages to agents that nobody knows. Such a message would lie in the mailbox stream
-until it expires, and its sender would never hear why.
+Agents of ours bury by themselves what they get and cannot answer (`mesh.dead_letters`). Here is the
+rest: JetStream tells of requests that were delivered too often, or that a foreign worker refused;
+and the mailboxes are looked through for those it did not tell of, and for messages to agents that
+nobody knows.
 """
 
 import asyncio
 import logging
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import AsyncIterator
+from typing import Annotated, Final
 
 import nats.errors
-from nats.js.api import RawStreamMsg
+from faststream import AckPolicy, Context
+from faststream.nats import JStream, NatsRouter, PullSub
+from nats.js.api import ConsumerInfo
 from nats.js.errors import APIError, NotFoundError
-from nats.js.manager import JetStreamManager
 
-from mesh import headers as h
+from handlers.cancel import LINK, PULL_TIMEOUT_S
 from mesh import streams, subjects
 from mesh.connection import Connection
+from mesh.dead_letters import Reason, bury
 from mesh.directory import Directory
-from mesh.errors import (
-    AgentNotFoundError,
-    InvalidInputError,
-    MeshError,
-    PayloadTooLargeError,
-    TransportError,
-)
-from mesh.replies import ReplyAddress, ReplyWriter
+from mesh.errors import MeshError
+from mesh.history import StoredMessage, read_at, read_next
 from mesh.settings import Settings
-from schemas.base import is_id
+from schemas.advisory import Exhausted, Terminated
 
 logger = logging.getLogger(__name__)
 
-UNKNOWN_AGENT: Final = "unknown_agent"
-CUT: Final = 1_000_000
 BATCH: Final = 200
 """Messages of one subject that one scan moves at most: a flood must not stop the rest."""
 
+router = NatsRouter()
+Link = Annotated[Connection, Context(LINK)]
+_ADVISORY: Final = JStream(streams.ADVISORY, declare=False)
+_PULL: Final = PullSub(batch_size=1, timeout=PULL_TIMEOUT_S)
+
+
+@router.subscriber(
+    subjects.MAX_DELIVERIES_ADVISORIES,
+    stream=_ADVISORY,
+    durable=streams.EXHAUSTED,
+    pull_sub=_PULL,
+    ack_policy=AckPolicy.NACK_ON_ERROR,
+)
+async def on_exhausted(advisory: Exhausted, connection: Link) -> None:
+    """A request was delivered for the last time, and not acknowledged."""
+    request = await read_at(connection, streams.INBOX, advisory.stream_seq)
+    if request is not None:
+        await _move(connection, request, Reason.MAX_DELIVERIES)
+
+
+@router.subscriber(
+    subjects.TERMINATED_ADVISORIES,
+    stream=_ADVISORY,
+    durable=streams.TERMINATED,
+    pull_sub=_PULL,
+    ack_policy=AckPolicy.NACK_ON_ERROR,
+)
+async def on_terminated(advisory: Terminated, connection: Link) -> None:
+    """A worker refused a request, and JetStream has deleted it: that it was there is kept."""
+    if advisory.is_deletion:
+        return  # Cancelled, expired, or buried while somebody worked on it.
+    agent, _, node = advisory.consumer.partition("@")
+    subject = str(subjects.InboxSubject(agent, node or None))
+    request = StoredMessage(subject, advisory.stream_seq, {}, advisory.reason.encode())
+    await bury(connection, request, Reason.TERMINATED)
+    logger.info("dead letter: %s, message %d: refused", subject, advisory.stream_seq)
+
 
 class Undertaker:
-    """Looks for requests to nobody, and buries them where they can be found."""
+    """Looks for requests that nobody gets, and buries them where they can be found."""
 
     def __init__(self, connection: Connection, directory: Directory, settings: Settings) -> None:
         self._connection = connection
@@ -47,101 +80,102 @@ class Undertaker:
         self._seen_at: dict[str, float] = {}
 
     async def scan_forever(self) -> None:
-        """Scan every half grace period until cancelled."""
+        """Scan at once, and then every half grace period until cancelled."""
         while True:
-            await asyncio.sleep(self._grace_s / 2)
             try:
                 await self.scan()
             except (nats.errors.Error, MeshError) as error:
                 logger.warning("the scan for dead letters failed: %s", error)
+            await asyncio.sleep(self._grace_s / 2)
 
     async def scan(self) -> int:
-        """Move every request to an unknown agent that waited longer than the grace period.
+        """Bury every request that nobody will get; return how many.
 
-        Returns how many. The grace lets an agent announce itself after its first message came.
+        A request to an unknown agent is one after the grace period, in which the agent may still
+        announce itself.
         """
-        manager = self._connection.client.jsm(timeout=10.0)
-        info = await manager.stream_info(streams.INBOX, subjects_filter="agent.*.inbox.>")
-        waiting = dict(info.state.subjects or {})
-        info = await manager.stream_info(streams.INBOX, subjects_filter=subjects.ALL_INBOXES)
-        waiting |= info.state.subjects or {}
+        waiting = await self._waiting()
         orphans = [subject for subject in waiting if not self._is_known(subject)]
         now = asyncio.get_running_loop().time()
         self._seen_at = {one: self._seen_at.get(one, now) for one in orphans}
         overdue = [one for one in orphans if now - self._seen_at[one] >= self._grace_s]
-        return sum([await self._bury_all(manager, subject) for subject in overdue])
+        moved = sum([await self._bury_orphans(subject) for subject in overdue])
+        for subject in waiting.keys() - set(orphans):
+            moved += await self._bury_exhausted(subject, waiting[subject])
+        return moved
+
+    async def _waiting(self) -> dict[str, int]:
+        """Return how many requests are in each mailbox that is not empty."""
+        manager = self._connection.client.jsm(timeout=10.0)
+        waiting: dict[str, int] = {}
+        for pattern in (subjects.ALL_INBOXES, subjects.ALL_PINNED_INBOXES):
+            info = await manager.stream_info(streams.INBOX, subjects_filter=pattern)
+            waiting |= info.state.subjects or {}
+        return waiting
 
     def _is_known(self, subject: str) -> bool:
         return self._directory.agent_record(subjects.parse_inbox(subject).agent) is not None
 
-    async def _bury_all(self, manager: JetStreamManager, subject: str) -> int:
-        moved, sequence = 0, 1
-        for _ in range(BATCH):
-            try:
-                message = await manager.get_msg(
-                    streams.INBOX, seq=sequence, next=True, subject=subject
-                )
-            except NotFoundError:
-                return moved
-            sequence = int(message.seq or 0) + 1
-            # The broker takes a publish to the literal `agent.*.inbox`, and then this look-up
-            # matches everybody's messages.
-            if message.subject == subject and not self._is_known(subject):
-                await self._bury(manager, message)
-                moved += 1
+    async def _bury_orphans(self, subject: str) -> int:
+        moved = 0
+        async for request in self._requests(subject):
+            if self._is_known(subject):
+                break
+            moved += await _move(self._connection, request, Reason.UNKNOWN_AGENT)
         return moved
 
-    async def _bury(self, manager: JetStreamManager, message: RawStreamMsg) -> None:
-        """Copy, tell the caller, delete: in this order nothing is lost by a crash between."""
-        subject, sequence = str(message.subject), int(message.seq or 0)
-        agent = subjects.parse_inbox(subject).agent
-        # nats-py gives a non-ASCII value as an `email.header.Header`.
-        found = {name: str(value) for name, value in (message.headers or {}).items()}
-        kept = {name: found[name] for name in _KEPT if name in found}
-        headers = {
-            **kept,
-            h.REASON: UNKNOWN_AGENT,
-            h.SUBJECT: subject,
-            # A second registrar that buries the same message stores nothing.
-            h.MSG_ID: f"dead.{streams.INBOX}.{sequence}",
-        }
-        body = message.data or b""
-        try:
-            await self._connection.publisher.publish(subjects.dead(agent), body, headers)
-        except PayloadTooLargeError:
-            # Raw publishers may fill a message to the last byte: there is no room for our headers.
-            headers = {name: value for name, value in headers.items() if name not in _KEPT}
-            await self._connection.publisher.publish(subjects.dead(agent), body[:CUT], headers)
-        await self._tell_caller(agent, sequence, found)
-        try:
-            await manager.delete_msg(streams.INBOX, sequence)
-        except APIError as error:
-            logger.debug("message %d is gone already: %s", sequence, error)
-        logger.info("dead letter: %s, message %d: %s", subject, sequence, UNKNOWN_AGENT)
+    async def _bury_exhausted(self, subject: str, messages: int) -> int:
+        """Bury what was delivered for the last time while nobody listened to JetStream's advice.
 
-    async def _tell_caller(self, agent: str, sequence: int, found: Mapping[str, str]) -> None:
-        headers = h.RequestHeaders.read(found)
-        reply_to = headers.reply_to
-        is_core = subjects.is_inbox_reply(reply_to)
-        if not reply_to and is_id(agent):
-            reply_to = subjects.bare_reply(agent)
-        elif not (is_core or subjects.is_reply(reply_to)):
-            return
-        address = ReplyAddress(
-            subjects=(reply_to,),
-            call_id=headers.call_id or f"seq-{sequence}",
-            attempt=1,
-            node="",
-            instance="",
-            lifetime_s=(headers.timeout_ms or 60_000) / 1000,
-            is_core=is_core,
-            is_bare=not headers.reply_to,
-        )
-        error = AgentNotFoundError(f"no agent {agent!r} has ever been announced", agent=agent)
+        Such a message lies in the mailbox and counts as neither pending nor being worked on; and
+        the durable's acknowledgement floor has passed it.
+        """
+        target = subjects.parse_inbox(subject)
+        if not target.is_valid:
+            return 0  # On no node that there can be: it expires.
+        durable = streams.durable(target.agent, target.node)
+        manager = self._connection.client.jsm(timeout=10.0)
         try:
-            await ReplyWriter(self._connection, address).error(error)
-        except (TransportError, InvalidInputError) as failure:
-            logger.warning("cannot tell the caller of message %d: %s", sequence, failure)
+            info = await manager.consumer_info(streams.INBOX, durable)
+        except NotFoundError:
+            return 0  # Pinned to a node that the agent has never been on: it may come.
+        if messages <= (info.num_pending or 0) + (info.num_ack_pending or 0):
+            return 0
+        moved, floor = 0, _floor(info)
+        async for request in self._requests(subject):
+            if request.sequence > floor:
+                break
+            moved += await _move(self._connection, request, Reason.MAX_DELIVERIES)
+        return moved
+
+    async def _requests(self, subject: str) -> AsyncIterator[StoredMessage]:
+        """Yield the oldest requests in a mailbox."""
+        sequence = 1
+        for _ in range(BATCH):
+            found = await read_next(self._connection, streams.INBOX, subject, sequence)
+            if found is None:
+                return
+            # The broker takes a publish to the literal `agent.*.inbox`, and then this look-up
+            # matches everybody's messages.
+            if found.subject == subject:
+                yield found
+            sequence = found.sequence + 1
 
 
-_KEPT: Final = (h.REPLY_TO, h.CORRELATION_ID, h.CONTENT_TYPE, h.SOURCE_AGENT, h.SOURCE_NODE)
+def _floor(info: ConsumerInfo) -> int:
+    """Return up to where nothing of a durable will be delivered again."""
+    if info.num_ack_pending:
+        return int(info.ack_floor.stream_seq) if info.ack_floor else 0
+    return int(info.delivered.stream_seq) if info.delivered else 0
+
+
+async def _move(connection: Connection, request: StoredMessage, reason: Reason) -> bool:
+    """Bury a request, unless it is answered, and take it out of the mailbox."""
+    is_dead = await bury(connection, request, reason)
+    try:
+        await connection.client.jsm(timeout=10.0).delete_msg(streams.INBOX, request.sequence)
+    except APIError as error:
+        logger.debug("message %d is gone already: %s", request.sequence, error)
+    if is_dead:
+        logger.info("dead letter: %s, message %d: %s", request.subject, request.sequence, reason)
+    return is_dead

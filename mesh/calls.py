@@ -13,6 +13,7 @@ from mesh.completions import read_delta, read_reply
 from mesh.errors import (
     CallCancelledError,
     CallTimeoutError,
+    DeadLetterError,
     MeshError,
     ProtocolError,
     StreamRestartedError,
@@ -32,12 +33,15 @@ class CallState(StrEnum):
     FAILED = "failed"
     EXPIRED = "expired"
     CANCELLED = "cancelled"
+    DEAD = "dead"
 
     @classmethod
     def of_error(cls, error: MeshError) -> "CallState":
         """Return how a call has ended that ended with `error`."""
         if isinstance(error, CallTimeoutError):
             return cls.EXPIRED
+        if isinstance(error, DeadLetterError) or "dead_letter" in error.fields:
+            return cls.DEAD
         return cls.CANCELLED if isinstance(error, CallCancelledError) else cls.FAILED
 
 

@@ -172,13 +172,15 @@ class MeshClient:
         wait: bool = True,
         source: Caller | None = None,
         call_id: str = "",
+        replay_of: str = "",
     ) -> StoredCall:
         """Send a request that nobody waits for, and return when JetStream has it.
 
         Its frames are kept for a day, for whoever knows the call's id; see `mesh.ledger`. With a
         `call_id` of the caller's own, 128 bits that nobody can guess, the call is idempotent: a
         second one is the same call, also through another process, and its agent is asked once.
-        It is up to the caller to look into the ledger first.
+        It is up to the caller to look into the ledger first. `replay_of` names the dead call that
+        is sent again.
 
         Raises what `start` raises, and:
             KeyReusedError: another request was sent under this `call_id`.
@@ -202,6 +204,8 @@ class MeshClient:
         request.headers[h.KEEP_S] = str(KEEP_S)
         if call_id:
             request.headers[h.IDEMPOTENCY] = "1"
+        if replay_of:
+            request.headers[h.REPLAY_OF] = replay_of
         stored = await self._outbox.store(request, agent)
         if stored.is_duplicate:
             await require_retry(self._connection, self._caller.id, request, stored.sequence)

@@ -32,6 +32,8 @@ Our exception hierarchy:
     │  └─ KeyNotFoundError         .key
     └─ CallError                   .agent .call_id
        ├─ CallNotFoundError
+       ├─ DeadLetterError          .reason .dead_letter
+       ├─ DeadLetterNotFoundError  .sequence
        ├─ AgentOfflineError
        ├─ MailboxFullError
        ├─ AgentBusyError
@@ -244,6 +246,18 @@ class CallNotFoundError(CallError):
     """Nothing is stored of a call of this id, or no longer."""
 
     code = "call_not_found"
+
+
+class DeadLetterError(CallError):
+    """The request was given up. It is kept among the dead letters, under the number there."""
+
+    code = "dead"
+
+
+class DeadLetterNotFoundError(CallError):
+    """There is no dead letter of this number, or no longer."""
+
+    code = "dead_letter_not_found"
 
 
 class AgentOfflineError(CallError):

@@ -21,6 +21,7 @@ from mesh.clock import BrokerClock
 from mesh.completions import ChunkWriter, completion
 from mesh.connection import Connection
 from mesh.context import CallContext
+from mesh.dead_letters import Reason, bury
 from mesh.delivery import Delivery
 from mesh.errors import (
     AgentBusyError,
@@ -33,12 +34,15 @@ from mesh.errors import (
     MeshError,
     NotPermittedError,
     PublishRefusedError,
+    TransportError,
 )
+from mesh.history import StoredMessage
 from mesh.invocation import StreamedAnswer, call, parts, to_reply
 from mesh.pings import write_pong
 from mesh.replies import ReplyWriter, is_answered
 from mesh.requests import Question, read_address, read_question
 from mesh.runs import Run, Runs
+from mesh.streams import MAX_DELIVER
 from schemas.chat import ChatReply, ChatRequest
 from schemas.frame import WorkingBody
 
@@ -99,7 +103,7 @@ class Execution:
         )
         if address is None:
             logger.warning("%s: refused to answer on %r", self._agent.id, headers.reply_to[:120])
-            await delivery.term("reply_to is no reply subject")
+            await self._bury(delivery, Reason.REFUSED)
             return
         writer = ReplyWriter(self._place.connection, address)
         # From here on, as a cancel may come while the ledger is read.
@@ -109,6 +113,10 @@ class Execution:
             ledger = address.subjects[0]
             if is_repeat and await is_answered(self._place.connection, ledger, address.call_id):
                 await delivery.ack()
+                return
+            if delivery.attempt >= MAX_DELIVER and not headers.is_ping:
+                # Every worker before this one has died of it, or lost the broker with it.
+                await self._bury(delivery, Reason.MAX_DELIVERIES)
                 return
             if headers.is_ping:
                 await self._answer_ping(delivery, headers, writer, has_slot=has_slot)
@@ -123,6 +131,19 @@ class Execution:
             logger.error("%s: the answer of %s is not stored: %s", ledger, address.call_id, error)
         finally:
             self._runs.end(delivery.sequence)
+
+    async def _bury(self, delivery: Delivery, reason: Reason) -> None:
+        """Give a request up; it comes again when that cannot be stored."""
+        request = StoredMessage(
+            delivery.subject, delivery.sequence, delivery.headers or {}, delivery.body
+        )
+        try:
+            await bury(self._place.connection, request, reason)
+        except TransportError as error:
+            logger.error("%s: no dead letter of %d: %s", self._agent.id, delivery.sequence, error)
+            return
+        logger.warning("%s: dead letter, message %d: %s", self._agent.id, delivery.sequence, reason)
+        await delivery.ack()
 
     async def _answer_ping(
         self, delivery: Delivery, headers: h.RequestHeaders, writer: ReplyWriter, *, has_slot: bool

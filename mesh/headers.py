@@ -34,6 +34,7 @@ RETRY: Final = "mesh-retry"
 IDEMPOTENCY: Final = "mesh-idempotency"
 KEEP_S: Final = "mesh-keep-s"
 PING: Final = "mesh-ping"
+REPLAY_OF: Final = "mesh-replay-of"
 
 KIND: Final = "mesh-kind"
 SEQ: Final = "mesh-seq"

@@ -130,6 +130,16 @@ async def read_newest(connection: Connection, stream: str, subject: str) -> Stor
     return await _get(connection, stream, subject=subject)
 
 
+async def read_next(
+    connection: Connection, stream: str, subject: str, from_sequence: int
+) -> StoredMessage | None:
+    """Read the first message under `subject`, wildcards allowed, at a place or behind it.
+
+    From the stream's leader. Raises what `read_newest` raises.
+    """
+    return await _get(connection, stream, seq=from_sequence, subject=subject, next=True)
+
+
 async def _get(connection: Connection, stream: str, **which: Any) -> StoredMessage | None:
     """Read one message from the stream's leader."""
     try:
@@ -146,7 +156,10 @@ async def _get(connection: Connection, stream: str, **which: Any) -> StoredMessa
         subject=str(found.subject),
         sequence=int(found.seq or 0),
         # nats-py gives a non-ASCII value as an `email.header.Header`.
-        headers={name: str(value) for name, value in (found.headers or {}).items()},
+        headers={
+            **{name: str(value) for name, value in (found.headers or {}).items()},
+            h.STORED_AT: found.time.isoformat() if found.time else "",
+        },
         body=found.data or b"",
     )
 

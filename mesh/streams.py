@@ -49,6 +49,8 @@ MAX_WAITING: Final = 512
 REGISTRAR_ANNOUNCE: Final = "registrar-announce"
 REGISTRAR_WITHDRAW: Final = "registrar-withdraw"
 CANCEL: Final = "cancel"
+EXHAUSTED: Final = "dead-exhausted"
+TERMINATED: Final = "dead-terminated"
 
 
 def stream_configs(settings: Settings) -> list[StreamConfig]:
@@ -213,6 +215,8 @@ def control_consumers() -> list[tuple[str, ConsumerConfig]]:
         (CONTROL, _worker(REGISTRAR_ANNOUNCE, subjects.ALL_ANNOUNCEMENTS)),
         (CONTROL, _worker(REGISTRAR_WITHDRAW, subjects.ALL_WITHDRAWALS)),
         (CONTROL, _worker(CANCEL, subjects.ALL_CANCELS)),
+        (ADVISORY, _worker(EXHAUSTED, subjects.MAX_DELIVERIES_ADVISORIES)),
+        (ADVISORY, _worker(TERMINATED, subjects.TERMINATED_ADVISORIES)),
     ]
 
 
@@ -231,6 +235,11 @@ def _worker(durable: str, captured: str, **options: Any) -> ConsumerConfig:
 def pinned_durable(agent: str, node: str) -> str:
     """Name the durable of an agent's work that is bound to one node."""
     return f"{agent}@{node}"
+
+
+def durable(agent: str, node: str | None) -> str:
+    """Name the durable of a mailbox."""
+    return pinned_durable(agent, node) if node else agent
 
 
 def event_durable(agent: str, source: str, name: str) -> str:

@@ -186,6 +186,15 @@ class InboxSubject:
     agent: str
     node: str | None
 
+    @property
+    def is_valid(self) -> bool:
+        """Whether the tokens are ids: then an agent can have this mailbox."""
+        return is_id(self.agent) and (self.node is None or is_id(self.node))
+
+    def __str__(self) -> str:
+        tail = f".{self.node}" if self.node else ""
+        return f"agent.{self.agent}.inbox{tail}"
+
 
 def parse_inbox(subject: str) -> InboxSubject:
     """Take an inbox subject apart.

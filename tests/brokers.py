@@ -78,10 +78,20 @@ class KillableBroker:
         self._broker = await self._stack.enter_async_context(embedded_broker(self._settings))
         self._settings = replace(self._settings, nats_port=urlsplit(self._broker.url).port or 0)
 
-    async def kill(self) -> None:
+    async def freeze(self, for_s: float) -> None:
+        """Give it no time."""
+        assert self._broker is not None
+        os.kill(self._broker.pid, signal.SIGSTOP)
+        try:
+            await asyncio.sleep(for_s)
+        finally:
+            os.kill(self._broker.pid, signal.SIGCONT)
+
+    async def kill(self, *, down_s: float = 0.0) -> None:
         """Kill it as the kernel would, and start it again."""
         assert self._broker is not None
         os.kill(self._broker.pid, signal.SIGKILL)
         await self._broker.wait()
         await self._stack.aclose()
+        await asyncio.sleep(down_s)
         await self._start()

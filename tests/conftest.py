@@ -13,6 +13,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import count
 from pathlib import Path
 
+import hypothesis
 import nats
 import pytest
 from nats.aio.client import Client
@@ -25,6 +26,15 @@ from mesh.connection import Connection, open_connection
 from mesh.directory import Directory, follow_directory
 from mesh.runtime import AgentHost
 from mesh.settings import Settings
+
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile(
+    "mesh",
+    deadline=None,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("mesh")
 
 UNKNOWN_AGENT_GRACE_S = 1.0
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mesh.cli import agents, ask, calls, check, demo, doctor, host, keys, publish, up
+from mesh.cli import agents, ask, calls, check, dead, demo, doctor, host, keys, publish, up
 
 app = typer.Typer(
     name="mesh",
@@ -15,14 +15,15 @@ app = typer.Typer(
     add_completion=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Agents on many machines call each other over NATS, and OpenAI clients call them.",
-    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such agent, node or key, "
-    "5 deadline passed, 6 no broker, 130 Ctrl-C. "
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such agent, node, "
+    "call, letter or key, 5 deadline passed, 6 no broker, 130 Ctrl-C. "
     "Settings: MESH_NATS_URL, MESH_NODE, MESH_DATA_DIR, MESH_HTTP_PORTS and more, see the README.",
 )
 app.command(name="up")(up.up)
 app.command(name="demo")(demo.demo)
 app.command(name="run")(host.run)
 app.command(name="send")(ask.send)
+app.command(name="wait")(ask.wait)
 app.command(name="chat")(ask.chat)
 app.command(name="call")(calls.show_call)
 app.command(name="cancel")(calls.cancel_call)
@@ -31,6 +32,7 @@ app.command(name="agents")(agents.list_agents)
 app.command(name="nodes")(agents.list_nodes)
 app.command(name="agent")(agents.show_agent)
 app.command(name="check")(check.check)
+app.add_typer(dead.app, name="dead")
 app.add_typer(keys.app, name="keys")
 app.command(name="doctor")(doctor.doctor)
 

@@ -1,4 +1,4 @@
-"""`mesh send` and `mesh chat`: a person asks an agent."""
+"""`mesh send` and `mesh chat`: a person asks an agent. `mesh wait` gets the answer later."""
 
 import sys
 import time
@@ -22,7 +22,8 @@ class _Ask:
     question: str
     node: str | None
     source: str
-    timeout_s: float
+    timeout_s: float | None
+    """None: the default of the way it is sent."""
     wait: bool
 
 
@@ -34,8 +35,17 @@ def send(
     node: Annotated[str, typer.Option("--node", "-n", help="Only the instance on this node.")] = "",
     source: Annotated[str, typer.Option("--from", "-f", help="Ask as this agent.")] = "cli",
     timeout_s: Annotated[
-        float, typer.Option("--timeout", "-t", help="Deadline in seconds.")
-    ] = TIMEOUT_S,
+        float | None,
+        typer.Option(
+            "--timeout",
+            "-t",
+            help="Deadline in seconds; 60 when you wait for it, else a day.",
+            show_default=False,
+        ),
+    ] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Print the call's id and go: see `mesh wait`.")
+    ] = False,
     no_wait: Annotated[
         bool, typer.Option("--no-wait", help="Fail at once if it is not running.")
     ] = False,
@@ -49,10 +59,31 @@ def send(
     """Ask an agent, and print its answer as it comes.
 
     An agent that is offline gets the question when it is back, until the deadline. Ctrl-C cancels
-    the call.
+    the call. A detached call goes on without you: its answer is kept for a day.
     """
     ask = _Ask(agent, _read_question(text), node or None, source, timeout_s, wait=not no_wait)
-    exits.run(_send(ask, as_json=as_json, raw=raw), as_json=as_json)
+    work = _detach(ask, as_json=as_json) if detach else _send(ask, as_json=as_json, raw=raw)
+    exits.run(work, as_json=as_json)
+
+
+def wait(
+    call: Annotated[str, typer.Argument(help="The call's id.")],
+    timeout_s: Annotated[
+        float | None,
+        typer.Option("--timeout", "-t", min=0, help="Give up after so many seconds."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", "-j", help="Print the answer as one JSON line.")
+    ] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", "-r", help="Print the answer's bytes, no newline.")
+    ] = False,
+) -> None:
+    """Wait for a call that was begun elsewhere, and print its answer as it comes.
+
+    The exit code is that of `mesh send`. Giving up, or Ctrl-C, leaves the call alone.
+    """
+    exits.run(_wait(call, timeout_s, as_json=as_json, raw=raw), as_json=as_json)
 
 
 def chat(
@@ -88,15 +119,62 @@ async def _send(ask: _Ask, *, as_json: bool, raw: bool) -> None:
     async with open_session(Settings.from_env(), caller=ask.source) as client:
         body = encode_question(ask.agent, ask.question, stream=not as_json)
         call = await client.start(
-            ask.agent, body, node=ask.node, timeout_s=ask.timeout_s, wait=ask.wait
+            ask.agent, body, node=ask.node, timeout_s=ask.timeout_s or TIMEOUT_S, wait=ask.wait
         )
         try:
-            if as_json:
-                await _print_json(call, started)
-            else:
-                await _print_text(call, raw=raw)
+            await _print(call, started, as_json=as_json, raw=raw)
         finally:
             client.abandon(call)
+
+
+async def _detach(ask: _Ask, *, as_json: bool) -> None:
+    import orjson
+
+    from mesh.cli.sessions import open_session
+    from mesh.headers import MAX_TIMEOUT_S
+    from mesh.questions import encode_question
+    from mesh.settings import Settings
+
+    async with open_session(Settings.from_env(), caller=ask.source) as client:
+        body = encode_question(ask.agent, ask.question, stream=True)
+        timeout_s = ask.timeout_s or MAX_TIMEOUT_S
+        stored = await client.submit(
+            ask.agent, body, node=ask.node, timeout_s=timeout_s, wait=ask.wait
+        )
+    typer.echo(orjson.dumps({"call_id": stored.id}).decode() if as_json else stored.id)
+
+
+async def _wait(call_id: str, timeout_s: float | None, *, as_json: bool, raw: bool) -> None:
+    import asyncio
+
+    from mesh.connection import open_connection
+    from mesh.errors import CallTimeoutError
+    from mesh.followers import follow_call
+    from mesh.ledger import read_record
+    from mesh.settings import Settings
+
+    started = time.monotonic()
+    limit = asyncio.timeout(timeout_s)
+    async with open_connection(Settings.from_env().nats_url, name="mesh wait") as connection:
+        record = await read_record(connection, call_id)
+        async with follow_call(connection, record.call) as call:
+            try:
+                async with limit:
+                    await _print(call, started, as_json=as_json, raw=raw)
+            except TimeoutError:
+                if not limit.expired():
+                    raise
+                message = (
+                    f"call {call_id} goes on after {timeout_s:g} s: ask again with `mesh wait`"
+                )
+                raise CallTimeoutError(message, call_id=call_id, timeout_s=timeout_s) from None
+
+
+async def _print(call: "Call", started: float, *, as_json: bool, raw: bool) -> None:
+    if as_json:
+        await _print_json(call, started)
+    else:
+        await _print_text(call, raw=raw)
 
 
 async def _print_text(call: "Call", *, raw: bool) -> None:

@@ -47,6 +47,7 @@ _STATES: Final[Mapping[CallState, ResponseStatus]] = {
     CallState.CANCELLED: "cancelled",
     CallState.FAILED: "failed",
     CallState.EXPIRED: "failed",
+    CallState.DEAD: "failed",
 }
 
 

@@ -123,6 +123,8 @@ TABLE: Final[dict[type[MeshError], Row]] = {
     errors.AgentBusyError: Row(429, RATE_LIMIT, "agent_busy", retry_after_s=1, ends_calls=True),
     errors.CallTimeoutError: Row(504, SERVER, "agent_timeout", ends_calls=True),
     errors.CallCancelledError: Row(409, BAD_REQUEST, "call_cancelled", ends_calls=True),
+    errors.DeadLetterError: Row(502, SERVER, "dead_letter", ends_calls=True),
+    errors.DeadLetterNotFoundError: _INTERNAL,
     errors.HopLimitError: Row(502, SERVER, "hop_limit", ends_calls=True),
     errors.StreamRestartedError: Row(502, SERVER, "stream_restarted", ends_calls=True),
     errors.AgentFailedError: _AGENT_FAILED,

@@ -156,6 +156,7 @@ def clean_environ(data_dir: Path, **extra: str) -> dict[str, str]:
         "MESH_HTTP_PORTS": "0,0,0",
         "MESH_NODE": "node1",
         "MESH_HEARTBEAT_S": "3",
+        "MESH_UNKNOWN_AGENT_GRACE_S": "5",
         **extra,
     }
 

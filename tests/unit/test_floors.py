@@ -43,6 +43,8 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
                 "mesh.delivery",
                 "mesh.pulls",
                 "mesh.replies",
+                "mesh.stand_in",
+                "mesh.dead_letters",
                 "mesh.pings",
                 "mesh.requests",
                 "mesh.broker",

@@ -352,7 +352,7 @@ _kinds = st.sampled_from(("message", "function_call", "function", "input_text", 
 _items = st.lists(st.fixed_dictionaries({"type": _kinds | _anything, "content": _anything}))
 
 
-@settings(max_examples=400, deadline=None, database=None)
+@settings(max_examples=400)
 @given(
     name=st.sampled_from((*ResponseRequest.model_fields, "messages", "vendor")),
     value=_anything | _items,

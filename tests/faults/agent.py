@@ -1,0 +1,31 @@
+"""The agent of the fault tests: repeats what it is asked, after a while, and notes that it began.
+
+    FAULT_EFFECTS  where it writes a line for each call that it begins
+    FAULT_WORK_S   it works for up to so many seconds
+
+Its handler is killed by a text that begins with `poison`.
+"""
+
+import asyncio
+import os
+import random
+import signal
+
+from mesh import Agent, ChatRequest
+
+WORK_S = float(os.environ.get("FAULT_WORK_S", "0"))
+EFFECTS = os.open(os.environ["FAULT_EFFECTS"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+agent = Agent("faulty", concurrency=8)
+
+
+@agent.chat
+async def answer(request: ChatRequest) -> str:
+    """Repeat the text."""
+    text = request.last_text
+    # One write of less than a page: lines of several processes are not mixed.
+    os.write(EFFECTS, f"{text}\n".encode())
+    if text.startswith("poison"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    await asyncio.sleep(random.uniform(0, WORK_S))
+    return text

@@ -1,0 +1,83 @@
+"""One run of the fault tests: a world, a load, a nemesis, and what the checker says in the end."""
+
+import asyncio
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from mesh.connection import Connection
+from mesh.dead_letters import read_letters
+from mesh.errors import MeshError
+from mesh.history import read_history, read_next
+from mesh.streams import INBOX, REPLY
+from mesh.subjects import ALL_INBOXES, ALL_REPLIES
+from tests.calls import TERMINAL
+from tests.faults.checker import Evidence, Verdict, check
+from tests.faults.load import Load
+from tests.faults.nemesis import Blow, Nemesis
+from tests.faults.report import Recovery, recoveries
+from tests.faults.world import World, open_world
+
+LOOK_S: Final = 20.0
+"""How often the reply stream is read: well within the two minutes that a frame lives."""
+
+
+class Ledger:
+    """Counts the terminal frames of each call, before they expire."""
+
+    def __init__(self, reader: Connection) -> None:
+        self._reader = reader
+        self._next = 1
+        self.terminals: Counter[str] = Counter()
+
+    async def read(self) -> None:
+        """Count what is new."""
+        for one in await read_history(self._reader, REPLY, ALL_REPLIES, from_sequence=self._next):
+            self._next = one.sequence + 1
+            if one.headers.get("mesh-kind") in TERMINAL:
+                self.terminals[one.subject] += 1
+
+    async def read_forever(self) -> None:
+        """Count until cancelled; a broker that is away is asked again."""
+        while True:
+            with suppress(MeshError):
+                await self.read()
+            await asyncio.sleep(LOOK_S)
+
+
+async def run(
+    folder: Path, seed: int, *, quiet_s: float, rounds: int, work_s: float = 0.5, timeout_s: float
+) -> tuple[Verdict, dict[str, Recovery], list[Blow]]:
+    """Do every fault in every round, under load, and judge the history.
+
+    With `seed`, the faults and their order are the same again; what meets them is not.
+    """
+    async with open_world(folder, work_s=work_s) as world:
+        ledger, load = Ledger(world.reader), Load(world, timeout_s=timeout_s)
+        counting = asyncio.create_task(ledger.read_forever())
+        nemesis = Nemesis(world, seed)
+        try:
+            async with load.running(waiting=4, detached=2, http=2):
+                await asyncio.sleep(quiet_s)
+                for _ in range(rounds):
+                    await nemesis.strike_each(quiet_s)
+            await ledger.read()
+        finally:
+            counting.cancel()
+        evidence = Evidence(
+            attempts=load.attempts,
+            effects=world.effects(),
+            terminals=ledger.terminals,
+            letters={one.call_id async for one in read_letters(world.reader)},
+            waiting=await _waiting(world),
+        )
+    return check(evidence), dict(recoveries(load.attempts, nemesis.blows)), nemesis.blows
+
+
+async def _waiting(world: World) -> set[str]:
+    found, sequence = set[str](), 1
+    while (one := await read_next(world.reader, INBOX, ALL_INBOXES, sequence)) is not None:
+        found.add(one.headers.get("correlation_id", ""))
+        sequence = one.sequence + 1
+    return found

@@ -1,0 +1,79 @@
+"""The checker itself: each broken promise is found, and what is allowed is not one."""
+
+from dataclasses import replace
+
+import pytest
+
+from tests.faults.checker import Attempt, Evidence, check
+
+GOOD = Attempt("c1", "t1", 0.0, 1.0, 10.0, "answered", "t1", is_stored=True)
+
+
+def evidence(*attempts: Attempt, **known: object) -> Evidence:
+    """What is known of a run in which every text was worked on once, if nothing else is said."""
+    found: dict[str, object] = {
+        "effects": {one.text: 1 for one in attempts},
+        "terminals": {one.call_id: 1 for one in attempts},
+        "letters": set(),
+        "waiting": set(),
+        **known,
+    }
+    return Evidence(attempts, **found)  # type: ignore[arg-type]
+
+
+def test_a_good_run() -> None:
+    """Nothing is broken."""
+    verdict = check(evidence(GOOD, replace(GOOD, call_id="c2", text="t2", answer="t2")))
+    assert verdict.is_kept
+    assert verdict.outcomes == {"answered": 2}
+
+
+def test_a_call_that_vanished_is_lost() -> None:
+    """It was acknowledged, and nothing is left of it."""
+    gone = replace(GOOD, outcome="broker_unreachable", answer="")
+    assert check(evidence(gone, effects={})).lost == ["c1"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "known"),
+    [
+        ({"is_stored": False}, {}),
+        ({"outcome": "timeout"}, {}),
+        ({}, {"letters": {"c1"}}),
+        ({}, {"waiting": {"c1"}}),
+        ({}, {"effects": {"t1": 1}}),
+    ],
+)
+def test_what_is_not_lost(changes: dict[str, object], known: dict[str, object]) -> None:
+    """Never acknowledged, expired, dead, waiting, or worked on."""
+    gone = replace(GOOD, outcome="broker_unreachable", answer="")
+    assert check(evidence(replace(gone, **changes), **{"effects": {}, **known})).lost == []  # type: ignore[arg-type]
+
+
+def test_two_answers() -> None:
+    """A call with two terminal frames."""
+    assert check(evidence(GOOD, terminals={"c1": 2})).two_answers == ["c1"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "effects"), [("t2", {"t1": 1}), ("t1", {})], ids=["another's", "nobody's"]
+)
+def test_an_answer_that_nobody_can_explain(answer: str, effects: dict[str, int]) -> None:
+    """It is of another call, or no handler was asked."""
+    found = check(evidence(replace(GOOD, answer=answer), effects=effects))
+    assert found.unexplained == ["c1"]
+
+
+@pytest.mark.parametrize(("ended_s", "lost_s", "is_late"), [(11.5, 0.0, True), (11.5, 0.6, False)])
+def test_a_late_end(ended_s: float, lost_s: float, is_late: bool) -> None:
+    """A second after the deadline, without the time in which nobody ran."""
+    found = check(evidence(replace(GOOD, ended_s=ended_s, lost_s=lost_s)))
+    assert bool(found.late) is is_late
+
+
+def test_what_may_happen_is_counted() -> None:
+    """A handler that began twice, and an error for a call that was worked on."""
+    failed = replace(GOOD, outcome="broker_unreachable", answer="")
+    found = check(evidence(failed, effects={"t1": 2}))
+    assert found.is_kept
+    assert (found.repeated, found.recovered) == (1, 1)

@@ -1,0 +1,120 @@
+"""A mesh of real processes that a fault test takes apart, and what can be done to it.
+
+The broker, a control plane, two shims, and three hosts of one agent (`tests.faults.agent`), each
+kept running as `mesh up` keeps its parts; callers reach the broker through a proxy.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from mesh.callers import Caller, new_instance_id
+from mesh.client import MeshClient, open_client
+from mesh.connection import Connection, open_connection
+from mesh.directory import follow_directory
+from mesh.supervisor import Part, Supervisor
+from tests.brokers import KillableBroker, free_port
+from tests.conftest import until
+from tests.proxy import FaultProxy, fault_proxy
+
+ROOT: Final = Path(__file__).parent.parent.parent
+AGENT: Final = "faulty"
+HOSTS: Final = ("host1", "host2", "host3")
+SHIMS: Final = ("http1", "http2")
+CONTROL: Final = "control"
+
+
+@dataclass(slots=True)
+class World:
+    """What is running."""
+
+    broker: KillableBroker
+    proxy: FaultProxy
+    """The callers' way to the broker."""
+    parts: Supervisor
+    client: MeshClient
+    """Through the proxy."""
+    reader: Connection
+    """Not through the proxy."""
+    shims: tuple[str, ...]
+    """Base URLs."""
+    effects_file: Path
+    news: list[str]
+    """What the processes printed, and what became of them."""
+
+    def effects(self) -> Counter[str]:
+        """Return how often a handler began, by the text that it was asked."""
+        return Counter(self.effects_file.read_text().splitlines())
+
+    def send(self, part: str, number: signal.Signals) -> None:
+        """Send a signal to a process, if it runs at the moment."""
+        if (pid := self.parts.pid(part)) is not None:
+            os.kill(pid, number)
+
+    async def freeze(self, part: str, for_s: float) -> None:
+        """Give a process no time."""
+        if (pid := self.parts.pid(part)) is None:
+            return
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            await asyncio.sleep(for_s)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+    def is_whole(self) -> bool:
+        """Tell whether all parts run, and the agent has all its hosts."""
+        if any(self.parts.pid(one) is None for one in (*HOSTS, *SHIMS, CONTROL)):
+            return False
+        directory = self.client.directory
+        if directory.agent_record(AGENT) is None:
+            return False
+        return len(directory.standing(AGENT).instances) >= len(HOSTS)
+
+
+@asynccontextmanager
+async def open_world(folder: Path, *, work_s: float) -> AsyncIterator[World]:
+    """Start everything, and stop it at the end. A handler works for up to `work_s` seconds."""
+    effects, news = folder / "effects", list[str]()
+    effects.touch()
+    async with (
+        KillableBroker(folder / "broker") as broker,
+        fault_proxy(broker.url) as proxy,
+        Supervisor(on_line=lambda name, line: news.append(f"{name}: {line}")) as parts,
+    ):
+        environ = {
+            "MESH_NATS_URL": broker.url,
+            "FAULT_EFFECTS": str(effects),
+            "FAULT_WORK_S": str(work_s),
+            "PYTHONPATH": str(ROOT),
+        }
+        caller = Caller("load", "node1", new_instance_id())
+        ports = {one: free_port() for one in SHIMS}
+        await parts.start(_part(CONTROL, environ, "up", "control"))
+        await parts.start_all(
+            [_part(one, environ, "run", "tests.faults.agent:agent") for one in HOSTS]
+            + [
+                _part(one, {**environ, "MESH_HTTP_PORTS": str(port)}, "up", "http")
+                for one, port in ports.items()
+            ]
+        )
+        async with (
+            open_connection(broker.url, name="fault reader") as reader,
+            open_connection(proxy.url, name="fault callers") as connection,
+            follow_directory(connection) as directory,
+            open_client(connection, directory, caller) as client,
+        ):
+            urls = tuple(f"http://127.0.0.1:{port}" for port in ports.values())
+            world = World(broker, proxy, parts, client, reader, urls, effects, news)
+            await until(world.is_whole, within_s=60)
+            yield world
+
+
+def _part(name: str, environ: dict[str, str], *arguments: str) -> Part:
+    return Part(name, (sys.executable, "-m", "mesh", *arguments), {**environ, "MESH_NODE": "node1"})
