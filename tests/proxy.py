@@ -13,7 +13,11 @@ class FaultProxy:
         self._target = (host, port)
         self._writers: set[asyncio.StreamWriter] = set()
         self._is_open = True
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
         self.port = 0
+        self.refused = 0
+        """How many came while it was cut."""
 
     @property
     def url(self) -> str:
@@ -33,14 +37,31 @@ class FaultProxy:
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one client."""
         if not self._is_open:
+            self.refused += 1
             writer.transport.abort()
             return
-        up_reader, up_writer = await asyncio.open_connection(*self._target)
-        self._writers |= {writer, up_writer}
         try:
-            await asyncio.gather(_pump(reader, up_writer), _pump(up_reader, writer))
+            up_reader, up_writer = await asyncio.open_connection(*self._target)
+        except OSError:  # The server is away: so is the way to it.
+            writer.transport.abort()
+            return
+        pair = {writer, up_writer}
+        self._writers |= pair
+        self._is_idle.clear()
+        try:
+            if self._is_open:
+                await asyncio.gather(_pump(reader, up_writer), _pump(up_reader, writer))
         finally:
-            self._writers -= {writer, up_writer}
+            self._writers -= pair
+            for one in pair:
+                one.transport.abort()
+            if not self._writers:
+                self._is_idle.set()
+
+    async def close(self) -> None:
+        """Cut, and return when nothing is passed on any more."""
+        self.cut()
+        await self._is_idle.wait()
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -64,6 +85,6 @@ async def fault_proxy(url: str) -> AsyncIterator[FaultProxy]:
     try:
         yield proxy
     finally:
-        proxy.cut()
         server.close()
+        await proxy.close()
         await server.wait_closed()

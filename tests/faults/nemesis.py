@@ -69,8 +69,8 @@ async def restart_hosts(world: World, dice: random.Random) -> None:
         await until(partial(_is_replaced, world, host, old), within_s=60)
 
 
-def _is_replaced(world: World, host: str, old: int | None) -> bool:
-    return world.parts.pid(host) not in (old, None) and world.is_whole()
+async def _is_replaced(world: World, host: str, old: int | None) -> bool:
+    return world.parts.pid(host) not in (old, None) and await world.is_whole()
 
 
 async def kill_control(world: World, dice: random.Random) -> None:
@@ -118,9 +118,10 @@ class Nemesis:
         self.blows: list[Blow] = []
 
     async def strike(self, fault: Fault) -> None:
-        """Do one fault."""
+        """Do one fault. It is over when all that was hit is there again."""
         began_s = time.monotonic()
         await fault.act(self._world, self._dice)
+        await until(self._world.is_whole, within_s=120)
         self.blows.append(Blow(fault.name, began_s, time.monotonic()))
 
     async def strike_each(self, quiet_s: float) -> None:

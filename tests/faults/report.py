@@ -8,6 +8,8 @@ from tests.faults.nemesis import Blow
 
 SOON_S = 10.0
 """P6: after a fault is removed, 99 % of calls succeed within this."""
+STOOD_STILL_S = 1.0
+"""A call during which the machine stood still for so long says nothing of the mesh."""
 
 
 @dataclass(slots=True)
@@ -33,11 +35,28 @@ def recoveries(attempts: Sequence[Attempt], blows: Sequence[Blow]) -> Mapping[st
         recovery = found.setdefault(blow.fault, Recovery())
         recovery.blows += 1
         for one in attempts:
-            if blow.over_s <= one.started_s < end_s:
+            if blow.over_s <= one.started_s < end_s and one.lost_s < STOOD_STILL_S:
                 is_answered = one.outcome == ANSWERED
                 took_s = one.ended_s - one.started_s - one.lost_s
                 recovery.times_s.append(took_s if is_answered else float("inf"))
     return found
+
+
+def failures(attempts: Sequence[Attempt], blows: Sequence[Blow]) -> str:
+    """Return what was not answered as lines for a person: when, and what had happened by then."""
+    lines = []
+    for one in attempts:
+        if one.outcome != ANSWERED:
+            before = [blow for blow in blows if blow.began_s <= one.ended_s][-1:]
+            since = "".join(
+                f"{one.ended_s - blow.began_s:.1f} s after: {blow.fault}" for blow in before
+            )
+            took_s = one.ended_s - one.started_s
+            lines.append(
+                f"{one.text:<14}{one.outcome:<22}took {took_s:5.1f} s, of which nobody ran "
+                f"{one.lost_s:5.1f}; {since}"
+            )
+    return "\n".join(lines)
 
 
 def table(verdict: Verdict, found: Mapping[str, Recovery]) -> str:

@@ -2,7 +2,9 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -15,8 +17,8 @@ from mesh.subjects import ALL_INBOXES, ALL_REPLIES
 from tests.calls import TERMINAL
 from tests.faults.checker import Evidence, Verdict, check
 from tests.faults.load import Load
-from tests.faults.nemesis import Blow, Nemesis
-from tests.faults.report import Recovery, recoveries
+from tests.faults.nemesis import Nemesis
+from tests.faults.report import Recovery, failures, recoveries, table
 from tests.faults.world import World, open_world
 
 LOOK_S: Final = 20.0
@@ -46,9 +48,22 @@ class Ledger:
             await asyncio.sleep(LOOK_S)
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a run."""
+
+    verdict: Verdict
+    recoveries: Mapping[str, Recovery]
+    story: str
+    """The faults in their order, and each call that was not answered."""
+
+    def __str__(self) -> str:
+        return f"{self.story}\n\n{table(self.verdict, self.recoveries)}"
+
+
 async def run(
     folder: Path, seed: int, *, quiet_s: float, rounds: int, work_s: float = 0.5, timeout_s: float
-) -> tuple[Verdict, dict[str, Recovery], list[Blow]]:
+) -> Outcome:
     """Do every fault in every round, under load, and judge the history.
 
     With `seed`, the faults and their order are the same again; what meets them is not.
@@ -72,7 +87,12 @@ async def run(
             letters={one.call_id async for one in read_letters(world.reader)},
             waiting=await _waiting(world),
         )
-    return check(evidence), dict(recoveries(load.attempts, nemesis.blows)), nemesis.blows
+    return Outcome(
+        verdict=check(evidence),
+        recoveries=recoveries(load.attempts, nemesis.blows),
+        story=f"seed {seed}: {', '.join(one.fault for one in nemesis.blows)}\n"
+        f"{failures(load.attempts, nemesis.blows)}",
+    )
 
 
 async def _waiting(world: World) -> set[str]:

@@ -10,10 +10,11 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from mesh.callers import Caller, new_instance_id
 from mesh.client import MeshClient, open_client
@@ -68,9 +69,11 @@ class World:
         finally:
             os.kill(pid, signal.SIGCONT)
 
-    def is_whole(self) -> bool:
-        """Tell whether all parts run, and the agent has all its hosts."""
+    async def is_whole(self) -> bool:
+        """Tell whether all parts run, the shims listen, and the agent has all its hosts."""
         if any(self.parts.pid(one) is None for one in (*HOSTS, *SHIMS, CONTROL)):
+            return False
+        if not all([await _listens(url) for url in self.shims]):
             return False
         directory = self.client.directory
         if directory.agent_record(AGENT) is None:
@@ -114,6 +117,18 @@ async def open_world(folder: Path, *, work_s: float) -> AsyncIterator[World]:
             world = World(broker, proxy, parts, client, reader, urls, effects, news)
             await until(world.is_whole, within_s=60)
             yield world
+
+
+async def _listens(url: str) -> bool:
+    address = urlsplit(url)
+    try:
+        _, writer = await asyncio.open_connection(address.hostname, address.port)
+    except OSError:
+        return False
+    writer.close()
+    with suppress(OSError):
+        await writer.wait_closed()
+    return True
 
 
 def _part(name: str, environ: dict[str, str], *arguments: str) -> Part:

@@ -1,6 +1,7 @@
 """Connections are cut, brokers are killed: no answer is lost, and none comes twice."""
 
 import asyncio
+import gc
 import os
 import signal
 from collections import Counter
@@ -67,6 +68,22 @@ async def test_an_answer_that_came_while_away_is_read_back(
         assert not asking.done()
         proxy.heal()
         assert (await asking).text == "kept for you"
+
+
+async def test_attempts_to_reconnect_leave_no_sockets(proxy: FaultProxy) -> None:
+    """Who is accepted and cut off before the handshake, again and again, has one socket."""
+    async with open_connection(proxy.url, name="test cut off") as connection:
+        refused = proxy.refused
+        gc.disable()
+        try:
+            before = len(os.listdir("/dev/fd"))
+            proxy.cut()
+            await until(lambda: proxy.refused >= refused + 3)
+            proxy.heal()
+            await until(lambda: connection.client.is_connected)
+            assert len(os.listdir("/dev/fd")) <= before + 1
+        finally:
+            gc.enable()
 
 
 async def test_a_stream_goes_on_after_a_cut(
