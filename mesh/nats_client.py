@@ -30,7 +30,7 @@ class MeshNatsClient(Client):
         # nats-py 2.16 forgets the socket of a handshake that failed: one more for each attempt to
         # reconnect, until the garbage collector finds it.
         if self._transport is not None:
-            self._transport.close()
+            self._transport.close()  # type: ignore[no-untyped-call]
         await super()._connect_to_server(s)
 
     async def _send_publish(

@@ -25,7 +25,9 @@ LOST_S: Final = 1.0
 """Who lost so much has no verdict: the shortest patience that tests ask of the mesh."""
 BEFORE_S: Final = 60.0
 """What happened before a test counts as well: a fixture that many share may have failed then."""
-ORDER: Final = ("unit", "wire", "integration", "conformance", "acceptance")
+PURE: Final = ("unit", "wire")
+"""What is tested there waits for nothing: a failure counts, however busy the machine is."""
+ORDER: Final = ("unit", "wire", "integration", "conformance", "acceptance", "faults")
 """The foundations first, so that a short budget is spent on them."""
 NO_VERDICT: Final = "no verdict"
 NOT_RUN: Final = "NOT RUN: the time for tests is used up"
@@ -67,10 +69,13 @@ class Verdicts:
             pytest.skip(NOT_RUN)
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(self) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    def pytest_runtest_makereport(
+        self, item: pytest.Item
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         report = yield
         lost_s = self._standstills.lost_s(self._begun - BEFORE_S)
-        if report.failed and lost_s >= LOST_S:
+        is_pure = report.when == "call" and item.path.parent.name in PURE
+        if report.failed and lost_s >= LOST_S and not is_pure:
             whole_s = time.monotonic() - self._begun + BEFORE_S
             report.user_properties.append((NO_VERDICT, f"{lost_s:.0f} of {whole_s:.0f} s"))
             report.outcome = "skipped"

@@ -110,6 +110,11 @@ async def host(accounts: Accounts, user: str, node: str, *agents: Agent) -> Asyn
             await task
 
 
+async def answer(client: Client, subject: str, body: bytes = b"") -> bytes:
+    """Return what a request brings."""
+    return (await client.request(subject, body, timeout=30)).data
+
+
 async def answered(client: Client, subject: str, body: bytes = b"") -> bytes | None:
     """Return what a request brings, or None when it is denied or nobody answers."""
     try:
@@ -119,9 +124,14 @@ async def answered(client: Client, subject: str, body: bytes = b"") -> bytes | N
 
 
 async def canaries(core: Connection) -> dict[str, int]:
-    """Return what an attack would change: messages per stream, and the revision of a card."""
+    """Return what an attack would change: messages per stream, and the revision of a card.
+
+    Of the replies, which expire by themselves, the place of the last one.
+    """
     manager = core.client.jsm()
-    found = {str(one.config.name): one.state.messages for one in await manager.streams_info()}
+    states = {str(one.config.name): one.state for one in await manager.streams_info()}
+    found = {name: state.messages for name, state in states.items()}
+    found[streams.REPLY] = states[streams.REPLY].last_seq
     card = await manager.get_msg(streams.REGISTRY, subject=f"{registry.KEY_PREFIX}agent.b")
     watched = (streams.INBOX, streams.REPLY, streams.CONTROL, streams.DEAD, streams.REGISTRY)
     return {**{name: found[name] for name in watched}, "card": card.seq or 0}

@@ -33,6 +33,7 @@ from tests.accounts.mesh import (
     PULL_INBOX,
     TARGETS,
     Mesh,
+    answer,
     answered,
     canaries,
     host,
@@ -133,8 +134,8 @@ async def test_the_registry_is_followed(directory: Directory) -> None:
 
 async def test_the_registrar_answers_look_ups(connection: Connection) -> None:
     """`registry.get` and `registry.list` are services of CORE."""
-    assert b'"id":"b"' in (await answered(connection.client, "registry.get.b") or b"")
-    assert b'"node":"node2"' in (await answered(connection.client, "registry.list") or b"")
+    assert b'"id":"b"' in await answer(connection.client, "registry.get.b")
+    assert b'"node":"node2"' in await answer(connection.client, "registry.list")
 
 
 async def test_a_repeated_request_runs_once(mesh: Mesh, ann: MeshClient, core: Connection) -> None:
@@ -232,8 +233,7 @@ async def test_a_limited_read_shows_own_answers_only(ann: MeshClient, mallory: C
     """With wildcards an agent reads the newest of its own answers, whoever was answered after."""
     await ann.ask("c", "mine", timeout_s=5)
     await ann.ask("b", "a secret", timeout_s=5)
-    found = await answered(mallory, "$JS.API.DIRECT.GET.REPLY.agent.*.reply.*.*.c")
-    assert found is not None
+    found = await answer(mallory, "$JS.API.DIRECT.GET.REPLY.agent.*.reply.*.*.c")
     assert b"mine" in found
 
 
@@ -272,7 +272,7 @@ async def test_api_keys_stay_in_core(core: Connection, mallory: Client) -> None:
         (f"$JS.API.DIRECT.GET.{streams.REGISTRY}.{subject}", b""),
     ):
         assert await answered(mallory, request, data) is None
-    found = await answered(mallory, DIRECT_REGISTRY, b'{"last_by_subj":"%b"}' % subject.encode())
+    found = await answer(mallory, DIRECT_REGISTRY, b'{"last_by_subj":"%b"}' % subject.encode())
     assert not found
     await mallory.publish(subject, b"", headers={"KV-Operation": "DEL"})
     await mallory.publish("$KV.access.secret.idempotency", b"known")
@@ -289,13 +289,13 @@ async def test_api_keys_stay_in_core(core: Connection, mallory: Client) -> None:
 async def test_a_registry_event_cannot_be_forged(directory: Directory, mallory: Client) -> None:
     """Only what the bucket republishes changes anybody's view of the registry."""
     target = "registry.event.agent.b"
-    card = await answered(mallory, DIRECT_REGISTRY, b'{"last_by_subj":"$KV.registry.agent.c"}')
+    card = await answer(mallory, DIRECT_REGISTRY, b'{"last_by_subj":"$KV.registry.agent.c"}')
     # The genuine record of another key; then a pulled message with headers of its choice.
     await mallory.publish(DIRECT_REGISTRY, b'{"last_by_subj":"$KV.registry.agent.c"}', reply=target)
     await mallory.publish(f"{PULL_INBOX}.c", b'{"batch":40,"expires":1000000000}', reply=target)
     forged = {"Nats-Stream": streams.REGISTRY, "Nats-Subject": "$KV.registry.agent.c.inbox"}
     for _ in range(40):
-        await mallory.publish("agent.c.inbox", card or b"", headers=forged)
+        await mallory.publish("agent.c.inbox", card, headers=forged)
     await mallory.flush()
     await asyncio.sleep(CALM_S)
     assert [one.card.id for one in directory.agents()] == ["a", "b", "c"]
