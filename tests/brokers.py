@@ -67,6 +67,12 @@ class KillableBroker:
         assert self._broker is not None
         return self._broker.url
 
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        assert self._broker is not None
+        return self._broker.pid
+
     async def __aenter__(self) -> "KillableBroker":
         await self._start()
         return self
@@ -80,12 +86,11 @@ class KillableBroker:
 
     async def freeze(self, for_s: float) -> None:
         """Give it no time."""
-        assert self._broker is not None
-        os.kill(self._broker.pid, signal.SIGSTOP)
+        os.kill(self.pid, signal.SIGSTOP)
         try:
             await asyncio.sleep(for_s)
         finally:
-            os.kill(self._broker.pid, signal.SIGCONT)
+            os.kill(self.pid, signal.SIGCONT)
 
     async def kill(self, *, down_s: float = 0.0) -> None:
         """Kill it as the kernel would, and start it again."""

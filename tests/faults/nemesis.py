@@ -8,7 +8,7 @@ import asyncio
 import random
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -124,8 +124,16 @@ class Nemesis:
         await until(self._world.is_whole, within_s=120)
         self.blows.append(Blow(fault.name, began_s, time.monotonic()))
 
-    async def strike_each(self, quiet_s: float) -> None:
-        """Do every fault once, in an order that the seed chooses."""
-        for fault in self._dice.sample(FAULTS, len(FAULTS)):
-            await self.strike(fault)
-            await asyncio.sleep(quiet_s)
+    async def strike_for(self, for_s: float, quiet_s: float) -> AsyncIterator[Fault]:
+        """Do every fault, in an order that the seed chooses, and again until the time is over.
+
+        Each is done once at least, however short the time; yields when one is over.
+        """
+        ends_s = time.monotonic() + for_s
+        while True:
+            for fault in self._dice.sample(FAULTS, len(FAULTS)):
+                if len(self.blows) >= len(FAULTS) and time.monotonic() >= ends_s:
+                    return
+                await self.strike(fault)
+                await asyncio.sleep(quiet_s)
+                yield fault

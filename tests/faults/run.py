@@ -16,6 +16,7 @@ from mesh.streams import INBOX, REPLY
 from mesh.subjects import ALL_INBOXES, ALL_REPLIES
 from tests.calls import TERMINAL
 from tests.faults.checker import Evidence, Verdict, check
+from tests.faults.footprint import Footprint
 from tests.faults.load import Load
 from tests.faults.nemesis import Nemesis
 from tests.faults.report import Recovery, failures, recoveries, table
@@ -56,27 +57,38 @@ class Outcome:
     recoveries: Mapping[str, Recovery]
     story: str
     """The faults in their order, and each call that was not answered."""
+    footprint: str
 
     def __str__(self) -> str:
-        return f"{self.story}\n\n{table(self.verdict, self.recoveries)}"
+        numbers = table(self.verdict, self.recoveries)
+        return f"{self.story}\n\n{self.footprint}\n\n{numbers}"
 
 
 async def run(
-    folder: Path, seed: int, *, quiet_s: float, rounds: int, work_s: float = 0.5, timeout_s: float
+    folder: Path,
+    seed: int,
+    *,
+    for_s: float,
+    quiet_s: float,
+    work_s: float = 0.5,
+    callers: int = 8,
+    timeout_s: float = 60.0,
 ) -> Outcome:
-    """Do every fault in every round, under load, and judge the history.
+    """Do every fault, under load, and again until `for_s` seconds are over; judge the history.
 
     With `seed`, the faults and their order are the same again; what meets them is not.
     """
+    footprint = Footprint()
     async with open_world(folder, work_s=work_s) as world:
         ledger, load = Ledger(world.reader), Load(world, timeout_s=timeout_s)
         counting = asyncio.create_task(ledger.read_forever())
         nemesis = Nemesis(world, seed)
         try:
-            async with load.running(waiting=4, detached=2, http=2):
+            quarter = callers // 4
+            async with load.running(waiting=2 * quarter, detached=quarter, http=quarter):
                 await asyncio.sleep(quiet_s)
-                for _ in range(rounds):
-                    await nemesis.strike_each(quiet_s)
+                async for _ in nemesis.strike_for(for_s, quiet_s):
+                    world.take_footprint(footprint)
             await ledger.read()
         finally:
             counting.cancel()
@@ -92,6 +104,7 @@ async def run(
         recoveries=recoveries(load.attempts, nemesis.blows),
         story=f"seed {seed}: {', '.join(one.fault for one in nemesis.blows)}\n"
         f"{failures(load.attempts, nemesis.blows)}",
+        footprint=footprint.table(),
     )
 
 

@@ -23,6 +23,7 @@ from mesh.directory import follow_directory
 from mesh.supervisor import Part, Supervisor
 from tests.brokers import KillableBroker, free_port
 from tests.conftest import until
+from tests.faults.footprint import Footprint
 from tests.proxy import FaultProxy, fault_proxy
 
 ROOT: Final = Path(__file__).parent.parent.parent
@@ -49,6 +50,13 @@ class World:
     effects_file: Path
     news: list[str]
     """What the processes printed, and what became of them."""
+
+    def take_footprint(self, footprint: Footprint) -> None:
+        """Look at what every process takes, this one included."""
+        footprint.sample("callers", os.getpid())
+        footprint.sample("broker", self.broker.pid)
+        for part in (*HOSTS, *SHIMS, CONTROL):
+            footprint.sample(part, self.parts.pid(part))
 
     def effects(self) -> Counter[str]:
         """Return how often a handler began, by the text that it was asked."""
