@@ -30,10 +30,9 @@ async def bury(mesh: Mesh, agent: str, text: str) -> str:
 async def test_a_letter_is_shown_and_discarded(mesh: Mesh) -> None:
     """Its agent, its reason and its body; and when it is gone, that."""
     number = await bury(mesh, "nobody", "is anybody there?")
-    table = (await mesh.run("dead", "list")).out
-    assert re.search(
-        rf"^{number} +nobody +\d{{4}}-\S+ \S+ +unknown_agent +is anybody there\?$", table, re.M
-    )
+    listed = await mesh.run("dead", "list")
+    row = rf"^{number} +nobody +\d{{4}}-\S+ \S+ +unknown_agent +is anybody there\?$"
+    assert re.search(row, listed.out, re.M), listed
     shown = await mesh.run("dead", "show", number)
     assert "reason       unknown_agent\n" in shown.out
     assert shown.out.endswith("\nis anybody there?\n")
