@@ -277,7 +277,7 @@ async def open_client(
         InvalidIdError: the caller's id or node is none.
     """
     inbox = ReplyInbox(connection, caller.id, caller.instance)
-    async with inbox.listening(), Outbox(connection.publisher).sending() as outbox:
+    async with inbox.listening(), Outbox(connection).sending() as outbox:
         yield MeshClient(connection, directory, caller, inbox, outbox)
 
 

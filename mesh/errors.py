@@ -35,7 +35,7 @@ Our exception hierarchy:
        ├─ DeadLetterError          .reason .dead_letter
        ├─ DeadLetterNotFoundError  .sequence
        ├─ AgentOfflineError
-       ├─ MailboxFullError
+       ├─ MailboxFullError         .retry_after_s
        ├─ AgentBusyError
        ├─ CallTimeoutError         .timeout_s   (also a TimeoutError)
        ├─ CallCancelledError
@@ -267,7 +267,11 @@ class AgentOfflineError(CallError):
 
 
 class MailboxFullError(CallError):
-    """The agent's mailbox is at its limit; nothing was stored."""
+    """The agent's mailbox is at its limit; nothing was stored.
+
+    `retry_after_s` is when half of it will be free, at the pace of the last half minute; None
+    where that is not known yet.
+    """
 
     code = "mailbox_full"
 

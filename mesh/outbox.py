@@ -21,6 +21,7 @@ from mesh import headers as h
 from mesh.background import BackgroundTasks
 from mesh.callers import Caller, Lineage
 from mesh.calls import Call, StoredCall
+from mesh.connection import Connection
 from mesh.errors import (
     AckLostError,
     BrokerUnreachableError,
@@ -29,7 +30,8 @@ from mesh.errors import (
     PublishRefusedError,
     TransportError,
 )
-from mesh.publisher import MAILBOX_FULL, PubAck, Publisher
+from mesh.pressure import Pressure
+from mesh.publisher import MAILBOX_FULL, PubAck
 from mesh.replies import frame_lifetime_s
 from schemas.frame import CancelBody, FrameKind, StoredBody
 
@@ -88,8 +90,9 @@ def compose(
 class Outbox:
     """The sending side of one caller."""
 
-    def __init__(self, publisher: Publisher) -> None:
-        self._publisher = publisher
+    def __init__(self, connection: Connection) -> None:
+        self._publisher = connection.publisher
+        self._pressure = Pressure(connection)
         self._tasks = BackgroundTasks()
         self._young: dict[str, tuple[float, Call, Request]] = {}
         """Sent a moment ago, in this order; answered ones are dropped when their time comes."""
@@ -121,7 +124,7 @@ class Outbox:
         try:
             return await self._publisher.publish(request.subject, request.body, request.headers)
         except PublishRefusedError as error:
-            raise _refusal(agent, error) from error
+            raise await self._refusal(agent, request.subject, error) from error
         except BrokerUnreachableError as error:
             raise AckLostError(
                 f"the broker did not acknowledge the request, which may be stored: {error}"
@@ -190,9 +193,20 @@ class Outbox:
         elif isinstance(error, AckLostError):
             self._repeat(call, request)
         elif isinstance(error, PublishRefusedError):
-            call.fail(_refusal(call.agent, error))
+            self._tasks.start(self._fail(call, request, error))
         elif isinstance(error, MeshError):
             call.fail(error)
+
+    async def _fail(self, call: Call, request: Request, error: PublishRefusedError) -> None:
+        call.fail(await self._refusal(call.agent, request.subject, error))
+
+    async def _refusal(self, agent: str, inbox: str, error: PublishRefusedError) -> MeshError:
+        if error.fields.get("err_code") != MAILBOX_FULL:
+            return error
+        after_s = await self._pressure.room_in_s(inbox)
+        when = f"in {after_s} s" if after_s else "later"
+        message = f"the mailbox of agent {agent!r} is full; try again {when}"
+        return MailboxFullError(message, agent=agent, retry_after_s=after_s)
 
     def _repeat(self, call: Call, request: Request) -> None:
         if not call.is_done:
@@ -261,11 +275,3 @@ async def _place(call: Call | StoredCall) -> int:
 def fingerprint(body: bytes) -> str:
     """Return what tells one body from another."""
     return sha256(body).hexdigest()
-
-
-def _refusal(agent: str, error: PublishRefusedError) -> MeshError:
-    if error.fields.get("err_code") == MAILBOX_FULL:
-        return MailboxFullError(
-            f"the mailbox of agent {agent!r} is full; try again later", agent=agent
-        )
-    return error

@@ -62,7 +62,7 @@ async def _cancel(call_id: str, as_json: bool) -> None:
     async with open_connection(Settings.from_env().nats_url, name="mesh cancel") as connection:
         record = await read_record(connection, call_id)
         if record.outcome is None:
-            await Outbox(connection.publisher).cancel(record.call)
+            await Outbox(connection).cancel(record.call)
             record = await _wait(connection, record, CANCEL_PATIENCE_S)
     _print(record, as_json=as_json)
 

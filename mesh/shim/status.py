@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Final
 
 from mesh import codec, errors
-from mesh.errors import InvalidInputError, MeshError
+from mesh.errors import InvalidInputError, MailboxFullError, MeshError
 
 OK: Final = 200
 ACCEPTED: Final = 202
@@ -251,7 +251,8 @@ def failure(error: MeshError, *, sent_to: str | None = None) -> Failure:
     is this one's failure.
     """
     row = _row(error, sent_to)
-    headers = _row_headers(row)
+    measured_s = error.fields.get("retry_after_s") if isinstance(error, MailboxFullError) else None
+    headers = _row_headers(replace(row, retry_after_s=measured_s) if measured_s else row)
     if sent_to is not None and not row.is_unstored:
         headers = dict(NO_RETRY)
     elif row.retry_after_s is None:

@@ -163,7 +163,7 @@ async def test_another_request_after_a_fast_answer(
         async def write_late() -> None:
             await asyncio.sleep(0.3)
             request = Request(subjects.inbox(agent_id), body, headers)
-            await Outbox(connection.publisher).record(request, sent.sequence)
+            await Outbox(connection).record(request, sent.sequence)
 
         writing = asyncio.create_task(write_late())
         target = other.agent.id if is_other_agent else agent_id

@@ -45,6 +45,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
                 "mesh.replies",
                 "mesh.stand_in",
                 "mesh.dead_letters",
+                "mesh.pressure",
                 "mesh.pings",
                 "mesh.requests",
                 "mesh.broker",
