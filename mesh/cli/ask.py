@@ -118,8 +118,9 @@ async def _send(ask: _Ask, *, as_json: bool, raw: bool) -> None:
     started = time.monotonic()
     async with open_session(Settings.from_env(), caller=ask.source) as client:
         body = encode_question(ask.agent, ask.question, stream=not as_json)
+        timeout_s = TIMEOUT_S if ask.timeout_s is None else ask.timeout_s
         call = await client.start(
-            ask.agent, body, node=ask.node, timeout_s=ask.timeout_s or TIMEOUT_S, wait=ask.wait
+            ask.agent, body, node=ask.node, timeout_s=timeout_s, wait=ask.wait
         )
         try:
             await _print(call, started, as_json=as_json, raw=raw)
@@ -137,7 +138,7 @@ async def _detach(ask: _Ask, *, as_json: bool) -> None:
 
     async with open_session(Settings.from_env(), caller=ask.source) as client:
         body = encode_question(ask.agent, ask.question, stream=True)
-        timeout_s = ask.timeout_s or MAX_TIMEOUT_S
+        timeout_s = MAX_TIMEOUT_S if ask.timeout_s is None else ask.timeout_s
         stored = await client.submit(
             ask.agent, body, node=ask.node, timeout_s=timeout_s, wait=ask.wait
         )
