@@ -50,8 +50,9 @@ async def on_cancel(
     if not is_of_call or subjects.parse_inbox(message.subject).agent != agent:
         logger.warning("message %d is not call %s of agent %s", cancel.sequence, call, agent)
         return
-    error = CallCancelledError(f"the call to agent {agent!r} was cancelled")
-    await stand_in.fail(connection, message, error)
+    if not await stand_in.is_settled(connection, message):
+        error = CallCancelledError(f"the call to agent {agent!r} was cancelled")
+        await stand_in.fail(connection, message, error)
     try:
         await connection.client.jsm(timeout=10.0).delete_msg(streams.INBOX, cancel.sequence)
     except APIError as error:

@@ -78,6 +78,8 @@ class Undertaker:
         self._directory = directory
         self._grace_s = settings.unknown_agent_grace_s
         self._seen_at: dict[str, float] = {}
+        self._suspects: set[int] = set()
+        """Requests that seemed exhausted at the last scan, by their place."""
 
     async def scan_forever(self) -> None:
         """Scan at once, and then every half grace period until cancelled."""
@@ -100,8 +102,16 @@ class Undertaker:
         self._seen_at = {one: self._seen_at.get(one, now) for one in orphans}
         overdue = [one for one in orphans if now - self._seen_at[one] >= self._grace_s]
         moved = sum([await self._bury_orphans(subject) for subject in overdue])
+        suspects: set[int] = set()
         for subject in waiting.keys() - set(orphans):
-            moved += await self._bury_exhausted(subject, waiting[subject])
+            for request in await self._exhausted(subject, waiting[subject]):
+                # The broker takes an acknowledged request out a moment later: what is dead is
+                # still there at the next look.
+                if request.sequence in self._suspects:
+                    moved += await _move(self._connection, request, Reason.MAX_DELIVERIES)
+                else:
+                    suspects.add(request.sequence)
+        self._suspects = suspects
         return moved
 
     async def _waiting(self) -> dict[str, int]:
@@ -124,29 +134,27 @@ class Undertaker:
             moved += await _move(self._connection, request, Reason.UNKNOWN_AGENT)
         return moved
 
-    async def _bury_exhausted(self, subject: str, messages: int) -> int:
-        """Bury what was delivered for the last time while nobody listened to JetStream's advice.
+    async def _exhausted(self, subject: str, messages: int) -> list[StoredMessage]:
+        """Return what was delivered for the last time while nobody listened to the advisories.
 
-        Such a message lies in the mailbox and counts as neither pending nor being worked on; and
-        the durable's acknowledgement floor has passed it.
+        Such a message lies in the mailbox, counts as neither pending nor being worked on, and is
+        below the durable's acknowledgement floor: JetStream lets the floor pass it as soon as
+        everything that was at work has been settled (measured with nats-server 2.15.1). A mailbox
+        that is never without work keeps it until then, or until it expires.
         """
         target = subjects.parse_inbox(subject)
         if not target.is_valid:
-            return 0  # On no node that there can be: it expires.
+            return []  # On no node that there can be: it expires.
         durable = streams.durable(target.agent, target.node)
         manager = self._connection.client.jsm(timeout=10.0)
         try:
             info = await manager.consumer_info(streams.INBOX, durable)
         except NotFoundError:
-            return 0  # Pinned to a node that the agent has never been on: it may come.
+            return []  # Pinned to a node that the agent has never been on: it may come.
         if messages <= (info.num_pending or 0) + (info.num_ack_pending or 0):
-            return 0
-        moved, floor = 0, _floor(info)
-        async for request in self._requests(subject):
-            if request.sequence > floor:
-                break
-            moved += await _move(self._connection, request, Reason.MAX_DELIVERIES)
-        return moved
+            return []
+        floor = _floor(info)
+        return [one async for one in self._requests(subject) if one.sequence <= floor]
 
     async def _requests(self, subject: str) -> AsyncIterator[StoredMessage]:
         """Yield the oldest requests in a mailbox."""

@@ -31,8 +31,8 @@ from mesh.history import StoredMessage, read_at, read_next
 from mesh.replies import UNIQUE_CHARS
 from mesh.streams import DEAD, INBOX
 
-CUT: Final = 1_000_000
-"""Bytes that are kept of a body which fills its message to the last byte."""
+ROOM_BYTES: Final = 1_024
+"""For our headers, beside what is kept of a body that fills its message to the last byte."""
 
 _KEPT: Final = (
     h.REPLY_TO,
@@ -75,6 +75,25 @@ class DeadLetter:
     source_node: str
     content_type: str
     body: bytes
+    cut_from: int
+    """How many bytes the body had, where it is not whole here; else 0."""
+
+    def require_whole(self) -> None:
+        """Check that the request can be sent again as it was.
+
+        Raises:
+            InvalidInputError: it is lost, wholly or in part, or never had a body.
+        """
+        if self.reason == Reason.TERMINATED:
+            what = "is lost: a foreign worker refused it, and the body here is its reason"
+        elif self.cut_from:
+            what = f"is not whole: {len(self.body)} of {self.cut_from} bytes are kept"
+        elif not self.body.strip():
+            what = "has no body"
+        else:
+            return
+        message = f"the request of letter {self.sequence} {what}; `mesh dead edit` sends another"
+        raise InvalidInputError(message, field="number")
 
 
 async def bury(connection: Connection, request: StoredMessage, reason: Reason) -> bool:
@@ -102,7 +121,9 @@ async def bury(connection: Connection, request: StoredMessage, reason: Reason) -
         letter = await publish(subject, request.body, {**kept, **headers})
     except PayloadTooLargeError:
         # Raw publishers may fill a message to the last byte: there is no room for our headers.
-        letter = await publish(subject, request.body[:CUT], headers)
+        kept_bytes = connection.publisher.limit_bytes - ROOM_BYTES
+        headers[h.CUT_FROM] = str(len(request.body))
+        letter = await publish(subject, request.body[:kept_bytes], headers)
     if reason is not Reason.TERMINATED:  # Of those nobody knows any more who asked.
         await stand_in.fail(connection, request, _death(agent, reason, letter.sequence))
     return True
@@ -188,6 +209,7 @@ def _read(message: StoredMessage) -> DeadLetter:
         source_node=headers.source_node,
         content_type=headers.content_type or h.TEXT,
         body=message.body,
+        cut_from=h.number(message.headers.get(h.CUT_FROM)) or 0,
     )
 
 

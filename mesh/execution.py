@@ -34,7 +34,6 @@ from mesh.errors import (
     MeshError,
     NotPermittedError,
     PublishRefusedError,
-    TransportError,
 )
 from mesh.history import StoredMessage
 from mesh.invocation import StreamedAnswer, call, parts, to_reply
@@ -139,7 +138,7 @@ class Execution:
         )
         try:
             await bury(self._place.connection, request, reason)
-        except TransportError as error:
+        except MeshError as error:
             logger.error("%s: no dead letter of %d: %s", self._agent.id, delivery.sequence, error)
             return
         logger.warning("%s: dead letter, message %d: %s", self._agent.id, delivery.sequence, reason)

@@ -35,6 +35,7 @@ IDEMPOTENCY: Final = "mesh-idempotency"
 KEEP_S: Final = "mesh-keep-s"
 PING: Final = "mesh-ping"
 REPLAY_OF: Final = "mesh-replay-of"
+CUT_FROM: Final = "mesh-cut-from"
 
 KIND: Final = "mesh-kind"
 SEQ: Final = "mesh-seq"

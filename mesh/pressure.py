@@ -64,6 +64,21 @@ class Pressure:
         """
         if self._connection.is_guarded:
             return None
+        looks = self._looks.setdefault(inbox, deque())
+        if len(self._looks) > REMEMBERED:
+            del self._looks[next(iter(self._looks))]
+        now_s = asyncio.get_running_loop().time()
+        while looks and now_s - looks[0].at_s > WINDOW_S:
+            looks.popleft()
+        # Of a flood of callers only the first one looks.
+        if not looks or now_s - looks[-1].at_s >= APART_S:
+            look = await self._look(inbox)
+            # Somebody else may have looked meanwhile.
+            if look and (not looks or look.at_s - looks[-1].at_s >= APART_S):
+                looks.append(look)
+        return room_in_s(looks[0], looks[-1]) if len(looks) > 1 else None
+
+    async def _look(self, inbox: str) -> Look | None:
         target = subjects.parse_inbox(inbox)
         manager = self._connection.client.jsm(timeout=PATIENCE_S)
         durable = streams.durable(target.agent, target.node)
@@ -71,20 +86,8 @@ class Pressure:
             info = await manager.consumer_info(streams.INBOX, durable)
         except (nats.errors.Error, APIError):
             return None
-        now = Look(
+        return Look(
             at_s=asyncio.get_running_loop().time(),
             done=int(info.ack_floor.consumer_seq) if info.ack_floor else 0,
             waiting=(info.num_pending or 0) + (info.num_ack_pending or 0),
         )
-        return self._compare(durable, now)
-
-    def _compare(self, durable: str, now: Look) -> int | None:
-        looks = self._looks.setdefault(durable, deque(maxlen=100))
-        while looks and now.at_s - looks[0].at_s > WINDOW_S:
-            looks.popleft()
-        if not looks or now.at_s - looks[-1].at_s >= APART_S:
-            looks.append(now)
-        if len(self._looks) > REMEMBERED:
-            del self._looks[next(iter(self._looks))]
-        then = looks[0]
-        return room_in_s(then, now) if now.at_s - then.at_s >= APART_S else None

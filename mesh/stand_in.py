@@ -35,17 +35,16 @@ async def is_settled(connection: Connection, request: StoredMessage) -> bool:
 
 
 async def fail(connection: Connection, request: StoredMessage, error: MeshError) -> None:
-    """Tell the caller of a request that its call ended with `error`.
+    """Tell the caller of a request that is not settled that its call ended with `error`.
 
-    Who has an answer is told nothing, and who named a foreign reply subject neither. When the
-    broker does not take it, that is logged: the caller's own deadline ends the call.
+    Who named a foreign reply subject is told nothing. When the broker does not take it, that is
+    logged: the caller's own deadline ends the call.
     """
     address = _address(request)
     if address is None:
         return
     try:
-        if not await is_settled(connection, request):
-            await ReplyWriter(connection, address).error(error)
+        await ReplyWriter(connection, address).error(error)
     except (TransportError, InvalidInputError) as failure:
         logger.warning("cannot tell the caller of call %s: %s", address.call_id, failure)
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 60.0
 
+AsJson = Annotated[bool, typer.Option("--json", "-j", help="Print the answer as one JSON line.")]
+Raw = Annotated[bool, typer.Option("--raw", "-r", help="Print the answer's bytes, no newline.")]
+
 
 @dataclass(frozen=True, slots=True)
 class _Ask:
@@ -49,12 +52,8 @@ def send(
     no_wait: Annotated[
         bool, typer.Option("--no-wait", help="Fail at once if it is not running.")
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", "-j", help="Print the answer as one JSON line.")
-    ] = False,
-    raw: Annotated[
-        bool, typer.Option("--raw", "-r", help="Print the answer's bytes, no newline.")
-    ] = False,
+    as_json: AsJson = False,
+    raw: Raw = False,
 ) -> None:
     """Ask an agent, and print its answer as it comes.
 
@@ -72,12 +71,8 @@ def wait(
         float | None,
         typer.Option("--timeout", "-t", min=0, help="Give up after so many seconds."),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", "-j", help="Print the answer as one JSON line.")
-    ] = False,
-    raw: Annotated[
-        bool, typer.Option("--raw", "-r", help="Print the answer's bytes, no newline.")
-    ] = False,
+    as_json: AsJson = False,
+    raw: Raw = False,
 ) -> None:
     """Wait for a call that was begun elsewhere, and print its answer as it comes.
 

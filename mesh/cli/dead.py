@@ -119,7 +119,10 @@ async def _replay(numbers: list[int], agent: str, every: bool, as_json: bool) ->
     from mesh.dead_letters import replay_id
 
     async with _client() as (client, connection):
-        for letter in await _chosen(connection, numbers, agent, every):
+        chosen = await _chosen(connection, numbers, agent, every)
+        for letter in chosen:  # All of them, before the first is sent.
+            letter.require_whole()
+        for letter in chosen:
             call = await _send(client, letter, letter.body, replay_id(letter))
             # Stored first: who is killed in between replays it again, and that is the same call.
             await discard_letter(connection, letter.sequence)
@@ -133,8 +136,8 @@ async def _edit(number: int, as_json: bool) -> None:
     async with _client() as (client, connection):
         letter = await read_letter(connection, number)
         body = _edited(letter)
-        if body is None:
-            typer.echo("Nothing is changed, and nothing is sent.", err=True)
+        if body is None or not body.strip():
+            typer.echo("Nothing is changed or written, and nothing is sent.", err=True)
             return
         call = await _send(client, letter, body, "")
         await discard_letter(connection, letter.sequence)
@@ -172,11 +175,7 @@ async def _send(
     client: "MeshClient", letter: "DeadLetter", body: bytes, call_id: str
 ) -> "StoredCall":
     from mesh.callers import Caller, new_instance_id
-    from mesh.errors import InvalidInputError
 
-    if not body.strip():
-        message = f"letter {letter.sequence} has no body that could be sent: see `mesh dead edit`"
-        raise InvalidInputError(message, field="body")
     asker = Caller(letter.source_agent or "cli", letter.source_node, new_instance_id())
     return await client.submit(
         letter.agent,
@@ -243,6 +242,7 @@ def _facts(letter: "DeadLetter") -> dict[str, Any]:
         "call_id": letter.call_id,
         "source_agent": letter.source_agent,
         "content_type": letter.content_type,
+        "cut_from": letter.cut_from or None,
         "body": letter.body.decode(errors="replace"),
     }
 

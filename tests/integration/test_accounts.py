@@ -19,6 +19,7 @@ from mesh.callers import Caller, new_instance_id
 from mesh.calls import Call
 from mesh.client import MeshClient, open_client
 from mesh.connection import Connection, open_connection
+from mesh.dead_letters import Reason, read_letters
 from mesh.directory import Directory, follow_directory
 from mesh.errors import BrokerUnreachableError
 from mesh.history import read_last
@@ -156,6 +157,18 @@ async def test_a_caller_reads_its_own_answer_again(connection: Connection, ann: 
     missed = Call(call.id, "b", call.reply_subject, timeout_s=0.1)
     ReplyInbox(connection, "ann", new_instance_id()).expect(missed)
     assert (await missed.result()).body == final.body
+
+
+async def test_a_worker_buries_what_it_may_not_answer(core: Connection, mallory: Client) -> None:
+    """Across the accounts, under its own name, which is all that it has a right to."""
+    await mallory.publish("agent.b.inbox", b"bury me", headers={h.REPLY_TO: "$KV.registry.agent.b"})
+
+    async def is_buried() -> bool:
+        letters = [one async for one in read_letters(core, "b")]
+        return (Reason.REFUSED, b"bury me") in [(one.reason, one.body) for one in letters]
+
+    await until(is_buried)
+    await until(lambda: is_idle(core, "b"))
 
 
 async def test_an_empty_message_stops_nobody(

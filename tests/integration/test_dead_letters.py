@@ -26,7 +26,12 @@ from mesh.dead_letters import (
     read_letters,
     replay_id,
 )
-from mesh.errors import CallCancelledError, DeadLetterError, DeadLetterNotFoundError
+from mesh.errors import (
+    CallCancelledError,
+    DeadLetterError,
+    DeadLetterNotFoundError,
+    InvalidInputError,
+)
 from mesh.history import read_at
 from mesh.ledger import read_record
 from mesh.runtime import AgentHost
@@ -207,9 +212,11 @@ async def test_a_request_that_a_foreign_worker_refuses(
     call = await ask(client, agent_id)
     async with foreign_worker(nats_url, agent_id) as worker:
         message = await worker.take()
-        await message._client.publish(message.reply, b"+TERM of no use")
+        await connection.client.publish(message.reply, b"+TERM of no use")
     letter = await one_letter(connection, agent_id)
     assert (letter.reason, letter.body) == (Reason.TERMINATED, b"of no use")
+    with pytest.raises(InvalidInputError, match="is lost"):
+        letter.require_whole()
     client.abandon(call)
 
 
@@ -257,11 +264,18 @@ async def test_what_happened_while_the_control_plane_was_dead(
             await worker.refuse(MAX_DELIVER)
             await worker.pull_in_vain()
         await mesh.connection.client.jsm().purge_stream("ADVISORY")
-        waiting = await mesh.client.start(agent_id, question(agent_id, "second"), timeout_s=120)
-        await until(lambda: waiting.sequence > 0)
-        async with control_plane(own):
-            await dead(call)
-        assert await read_at(mesh.connection, INBOX, waiting.sequence) is not None
+        async with foreign_worker(own.nats_url, agent_id) as worker:
+            # With nothing else at work JetStream's floor passes what is exhausted.
+            await ask(mesh.client, agent_id, "settled")
+            await (await worker.take()).ack_sync()
+            others = [await ask(mesh.client, agent_id, text) for text in ("at work", "waiting")]
+            await worker.take()
+            async with control_plane(own):
+                await dead(call)
+                # Two more scans: who is at work and who waits is left alone.
+                await asyncio.sleep(3 * own.unknown_agent_grace_s / 2)
+        for other in others:
+            assert await read_at(mesh.connection, INBOX, other.sequence) is not None
 
 
 async def visit(settings: Settings, agent: Agent) -> None:
@@ -312,6 +326,19 @@ async def test_a_letter_is_discarded(agent_id: str, connection: Connection, bare
         await read_letter(connection, letter.sequence)
     with pytest.raises(DeadLetterNotFoundError):
         await read_letter(connection, 0)
+
+
+async def test_a_request_that_fills_its_message(
+    agent_id: str, connection: Connection, bare: Client
+) -> None:
+    """There is no room for the reason beside it: it is cut, says so, and is not sent again."""
+    body = b"x" * bare.max_payload
+    await bare.jetstream().publish(f"agent.{agent_id}.inbox", body)
+    letter = await one_letter(connection, agent_id)
+    assert letter.cut_from == len(body)
+    assert len(body) - 10_000 < len(letter.body) < len(body)
+    with pytest.raises(InvalidInputError, match="is not whole"):
+        letter.require_whole()
 
 
 async def test_garbage_among_the_dead_letters(
