@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 PING_INTERVAL_S: Final = 5
 """With two outstanding pings, a half-open connection is seen after about ten seconds."""
+_ANSWER_S: Final = 5.0
+"""How long a broker may take to answer who has no patience."""
 
 OPEN_INBOX_PREFIX: Final = "_INBOX"
 
@@ -117,7 +119,8 @@ async def open_connection(
 ) -> AsyncIterator[Connection]:
     """Connect to the broker at `url` (several with commas), and close at the end.
 
-    With `patience_s` it goes on trying for so long; without, the first refusal is the answer.
+    With `patience_s` it goes on trying for so long; without, the first refusal is the answer, and a
+    broker that says nothing has five seconds.
 
     Raises:
         BrokerUnreachableError: there is no broker, or it refuses us.
@@ -131,7 +134,8 @@ async def open_connection(
 
     async def on_error(error: Exception) -> None:
         nonlocal misses
-        misses += 1
+        # A broker that is slow has not refused: `_connect` has a limit for it.
+        misses += not isinstance(error, TimeoutError)
         if not failure.done() and misses >= len(servers) and not patience_s:
             failure.set_result(error)
         elif client.is_connected or failure.done():
@@ -162,7 +166,7 @@ async def open_connection(
         # `mesh.subjects` builds every subject from checked ids; a second look costs 5 % of a call.
         skip_subject_validation=True,
     )
-    await _connect(asyncio.ensure_future(options), failure, url, patience_s or 5.0, client)
+    await _connect(asyncio.ensure_future(options), failure, url, patience_s or _ANSWER_S, client)
     try:
         await connection.start()
         yield connection

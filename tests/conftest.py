@@ -26,6 +26,7 @@ from mesh.connection import Connection, open_connection
 from mesh.directory import Directory, follow_directory
 from mesh.runtime import AgentHost
 from mesh.settings import Settings
+from tests.limits import Limits
 
 # How long an example takes says how busy the machine is.
 hypothesis.settings.register_profile(
@@ -67,6 +68,11 @@ def mesh_environ(settings: Settings) -> dict[str, str]:
         "MESH_UNKNOWN_AGENT_GRACE_S": str(settings.unknown_agent_grace_s),
         "PYTHONPATH": str(Path(__file__).parent.parent),
     }
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let no test hang for ever."""
+    config.pluginmanager.register(Limits(), "limits")
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

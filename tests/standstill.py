@@ -9,6 +9,7 @@ something then fails, and says nothing of the mesh; and a run of minutes becomes
 Without the plugin, and on a machine that runs, every failure is one.
 """
 
+import inspect
 import threading
 import time
 from collections import Counter, deque
@@ -25,8 +26,6 @@ LOST_S: Final = 1.0
 """Who lost so much has no verdict: the shortest patience that tests ask of the mesh."""
 BEFORE_S: Final = 60.0
 """What happened before a test counts as well: a fixture that many share may have failed then."""
-PURE: Final = ("unit", "wire")
-"""What is tested there waits for nothing: a failure counts, however busy the machine is."""
 ORDER: Final = ("unit", "wire", "integration", "conformance", "acceptance", "faults")
 """The foundations first, so that a short budget is spent on them."""
 NO_VERDICT: Final = "no verdict"
@@ -74,12 +73,18 @@ class Verdicts:
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         report = yield
         lost_s = self._standstills.lost_s(self._begun - BEFORE_S)
-        is_pure = report.when == "call" and item.path.parent.name in PURE
-        if report.failed and lost_s >= LOST_S and not is_pure:
+        counts = report.when == "call" and _waits_for_nothing(item)
+        if report.failed and lost_s >= LOST_S and not counts:
             whole_s = time.monotonic() - self._begun + BEFORE_S
             report.user_properties.append((NO_VERDICT, f"{lost_s:.0f} of {whole_s:.0f} s"))
             report.outcome = "skipped"
         return report
+
+
+def _waits_for_nothing(item: pytest.Item) -> bool:
+    """Tell whether a failure counts, however busy the machine is: no process and no clock."""
+    is_async = inspect.iscoroutinefunction(getattr(item, "obj", None))
+    return item.path.parent.name == "unit" and not is_async
 
 
 def _stood_still(report: pytest.TestReport) -> str | None:

@@ -13,7 +13,7 @@ from tests.faults.run import run
 SEED = int(os.environ.get("FAULT_SEED", "0")) or os.getpid()
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(540)
 async def test_every_fault_once(tmp_path: Path) -> None:
     """P1, P2, P3 and P5 of every call; P6 of those that began after a fault."""
     outcome = await run(tmp_path, SEED, for_s=0, quiet_s=3.0)
