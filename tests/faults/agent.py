@@ -1,6 +1,6 @@
-"""The agent of the fault tests: repeats what it is asked, after a while, and notes that it began.
+"""The agent of the fault tests: repeats what it is asked, after a while, and notes what it did.
 
-    FAULT_EFFECTS  where it writes a line for each call that it begins
+    FAULT_EFFECTS  where it writes a line for each call that it begins, and one when it has done it
     FAULT_WORK_S   it works for up to so many seconds
 
 Its handler is killed by a text that begins with `poison`.
@@ -23,9 +23,14 @@ agent = Agent("faulty", concurrency=8)
 async def answer(request: ChatRequest) -> str:
     """Repeat the text."""
     text = request.last_text
-    # One write of less than a page: lines of several processes are not mixed.
-    os.write(EFFECTS, f"{text}\n".encode())
+    _note("begun", text)
     if text.startswith("poison"):
         os.kill(os.getpid(), signal.SIGKILL)
     await asyncio.sleep(random.uniform(0, WORK_S))
+    _note("done", text)
     return text
+
+
+def _note(what: str, text: str) -> None:
+    # One write of less than a page: lines of several processes are not mixed.
+    os.write(EFFECTS, f"{what} {text}\n".encode())

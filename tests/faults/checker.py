@@ -30,6 +30,13 @@ class Attempt:
     """Whether the broker acknowledged the request."""
     lost_s: float = 0.0
     """For how long nobody ran on this machine meanwhile."""
+    grace_s: float = GRACE_S
+    """How long after its deadline it may be told so."""
+
+    @property
+    def took_s(self) -> float:
+        """How long the caller waited."""
+        return self.ended_s - self.started_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +44,10 @@ class Evidence:
     """All that is known at the end of a run."""
 
     attempts: Sequence[Attempt]
-    effects: Mapping[str, int]
+    begun: Mapping[str, int]
     """How often a handler began, by the text it was asked."""
+    done: Mapping[str, int]
+    """How often one came to its end."""
     terminals: Mapping[str, int]
     """Terminal frames that were stored, by call."""
     letters: Set[str]
@@ -52,7 +61,7 @@ class Verdict:
     """Which promises were broken, by call; and what may happen, counted."""
 
     lost: list[str] = field(default_factory=list)
-    """P1: acknowledged, and then neither begun, nor dead, nor expired, nor waiting."""
+    """P1: acknowledged, and then neither done, nor dead, nor expired, nor waiting."""
     two_answers: list[str] = field(default_factory=list)
     """P2."""
     unexplained: list[str] = field(default_factory=list)
@@ -75,15 +84,15 @@ def check(evidence: Evidence) -> Verdict:
     """Compare what was promised with what happened."""
     verdict = Verdict()
     for one in evidence.attempts:
-        effects = evidence.effects.get(one.text, 0)
+        done = evidence.done.get(one.text, 0)
         verdict.outcomes[one.outcome] += 1
-        verdict.repeated += effects > 1
-        verdict.recovered += effects > 0 and one.outcome != ANSWERED
+        verdict.repeated += evidence.begun.get(one.text, 0) > 1
+        verdict.recovered += done > 0 and one.outcome != ANSWERED
         if _is_lost(one, evidence):
             verdict.lost.append(one.call_id)
-        if one.outcome == ANSWERED and (one.answer != one.text or not effects):
+        if one.outcome == ANSWERED and (one.answer != one.text or not done):
             verdict.unexplained.append(one.call_id)
-        if one.ended_s - one.started_s - one.lost_s > one.timeout_s + GRACE_S:
+        if one.took_s - one.lost_s > one.timeout_s + one.grace_s:
             verdict.late.append(one.call_id)
     verdict.two_answers = [call for call, frames in evidence.terminals.items() if frames > 1]
     return verdict
@@ -91,9 +100,19 @@ def check(evidence: Evidence) -> Verdict:
 
 def _is_lost(one: Attempt, evidence: Evidence) -> bool:
     is_accounted_for = (
-        evidence.effects.get(one.text, 0) > 0
+        evidence.done.get(one.text, 0) > 0
         or one.call_id in evidence.letters
         or one.call_id in evidence.waiting
-        or one.outcome == EXPIRED
+        or _has_expired(one, evidence)
     )
     return one.is_stored and not is_accounted_for
+
+
+def _has_expired(one: Attempt, evidence: Evidence) -> bool:
+    """Tell whether a call may be over with nobody having done it.
+
+    Not before its deadline; and not if somebody had begun it: a deadline here leaves time for many
+    workers, and this is what a request looks like that was acknowledged before it was done.
+    """
+    is_overdue = one.took_s > one.timeout_s - GRACE_S
+    return one.outcome == EXPIRED and is_overdue and not evidence.begun.get(one.text, 0)

@@ -17,7 +17,7 @@ from mesh.calls import Call, StoredCall
 from mesh.errors import MeshError
 from mesh.followers import follow_call
 from mesh.questions import encode_question
-from tests.faults.checker import ANSWERED, Attempt
+from tests.faults.checker import ANSWERED, GRACE_S, Attempt
 from tests.faults.world import AGENT, World
 from tests.pace import stopwatch
 
@@ -105,13 +105,14 @@ class Load:
                 call_id=stored.id if stored else f"never-{text}",
                 text=text,
                 started_s=started_s,
-                # Whoever looks for an answer that nobody waits for looks every two seconds.
-                ended_s=ended_s - LOOK_S,
+                ended_s=ended_s,
                 timeout_s=self._timeout_s,
                 outcome=outcome,
                 answer=answer,
                 is_stored=stored is not None,
                 lost_s=taken.lost_s,
+                # Who looks for an answer that nobody waits for looks every two seconds.
+                grace_s=GRACE_S + LOOK_S,
             )
         )
 

@@ -35,11 +35,16 @@ def recoveries(attempts: Sequence[Attempt], blows: Sequence[Blow]) -> Mapping[st
         recovery = found.setdefault(blow.fault, Recovery())
         recovery.blows += 1
         for one in attempts:
-            if blow.over_s <= one.started_s < end_s and one.lost_s < STOOD_STILL_S:
+            if counts(one, blow) and one.started_s < end_s:
                 is_answered = one.outcome == ANSWERED
                 took_s = one.ended_s - one.started_s - one.lost_s
                 recovery.times_s.append(took_s if is_answered else float("inf"))
     return found
+
+
+def counts(one: Attempt, blow: Blow) -> bool:
+    """Tell whether a call says how the mesh is after a fault."""
+    return one.started_s >= blow.over_s and one.lost_s < STOOD_STILL_S
 
 
 def failures(attempts: Sequence[Attempt], blows: Sequence[Blow]) -> str:

@@ -15,13 +15,16 @@ from mesh.history import read_history, read_next
 from mesh.streams import INBOX, REPLY
 from mesh.subjects import ALL_INBOXES, ALL_REPLIES
 from tests.calls import TERMINAL
+from tests.conftest import until
 from tests.faults.checker import Evidence, Verdict, check
 from tests.faults.footprint import Footprint
 from tests.faults.load import Load
-from tests.faults.nemesis import Nemesis
-from tests.faults.report import Recovery, failures, recoveries, table
+from tests.faults.nemesis import Blow, Nemesis
+from tests.faults.report import Recovery, counts, failures, recoveries, table
 from tests.faults.world import World, open_world
 
+ENOUGH: Final = 5
+TRIED_S: Final = 30.0
 LOOK_S: Final = 20.0
 """How often the reply stream is read: well within the two minutes that a frame lives."""
 
@@ -89,15 +92,18 @@ async def run(
                 await asyncio.sleep(quiet_s)
                 async for _ in nemesis.strike_for(for_s, quiet_s):
                     world.take_footprint(footprint)
+                    await _tried(load, nemesis.blows[-1])
             await ledger.read()
         finally:
             counting.cancel()
         evidence = Evidence(
             attempts=load.attempts,
-            effects=world.effects(),
             terminals=ledger.terminals,
-            letters={one.call_id async for one in read_letters(world.reader)},
             waiting=await _waiting(world),
+            letters={one.call_id async for one in read_letters(world.reader)},
+            # Last: what left the mailbox meanwhile has been done.
+            begun=world.effects("begun"),
+            done=world.effects("done"),
         )
     return Outcome(
         verdict=check(evidence),
@@ -106,6 +112,16 @@ async def run(
         f"{failures(load.attempts, nemesis.blows)}",
         footprint=footprint.table(),
     )
+
+
+async def _tried(load: Load, blow: Blow) -> None:
+    """Wait until enough calls have shown what became of the mesh after a fault."""
+
+    def is_enough() -> bool:
+        return sum(counts(one, blow) for one in load.attempts) >= ENOUGH
+
+    with suppress(AssertionError):  # The machine stands still: the table says how many there were.
+        await until(is_enough, within_s=TRIED_S)
 
 
 async def _waiting(world: World) -> set[str]:

@@ -12,7 +12,8 @@ GOOD = Attempt("c1", "t1", 0.0, 1.0, 10.0, "answered", "t1", is_stored=True)
 def evidence(*attempts: Attempt, **known: object) -> Evidence:
     """What is known of a run in which every text was worked on once, if nothing else is said."""
     found: dict[str, object] = {
-        "effects": {one.text: 1 for one in attempts},
+        "begun": {one.text: 1 for one in attempts},
+        "done": {one.text: 1 for one in attempts},
         "terminals": {one.call_id: 1 for one in attempts},
         "letters": set(),
         "waiting": set(),
@@ -31,23 +32,31 @@ def test_a_good_run() -> None:
 def test_a_call_that_vanished_is_lost() -> None:
     """It was acknowledged, and nothing is left of it."""
     gone = replace(GOOD, outcome="broker_unreachable", answer="")
-    assert check(evidence(gone, effects={})).lost == ["c1"]
+    assert check(evidence(gone, begun={}, done={})).lost == ["c1"]
+
+
+@pytest.mark.parametrize(
+    ("ended_s", "begun", "is_lost"), [(10.0, 0, False), (5.0, 0, True), (10.0, 1, True)]
+)
+def test_an_end_by_the_deadline(ended_s: float, begun: int, is_lost: bool) -> None:
+    """Before the deadline nothing has expired, and what was begun was acknowledged too early."""
+    gone = replace(GOOD, outcome="timeout", answer="", ended_s=ended_s)
+    assert bool(check(evidence(gone, begun={"t1": begun}, done={})).lost) is is_lost
 
 
 @pytest.mark.parametrize(
     ("changes", "known"),
     [
         ({"is_stored": False}, {}),
-        ({"outcome": "timeout"}, {}),
         ({}, {"letters": {"c1"}}),
         ({}, {"waiting": {"c1"}}),
-        ({}, {"effects": {"t1": 1}}),
+        ({}, {"done": {"t1": 1}}),
     ],
 )
 def test_what_is_not_lost(changes: dict[str, object], known: dict[str, object]) -> None:
-    """Never acknowledged, expired, dead, waiting, or worked on."""
+    """Never acknowledged, dead, waiting, or done."""
     gone = replace(GOOD, outcome="broker_unreachable", answer="")
-    assert check(evidence(replace(gone, **changes), **{"effects": {}, **known})).lost == []  # type: ignore[arg-type]
+    assert check(evidence(replace(gone, **changes), **{"done": {}, **known})).lost == []  # type: ignore[arg-type]
 
 
 def test_two_answers() -> None:
@@ -56,24 +65,26 @@ def test_two_answers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "effects"), [("t2", {"t1": 1}), ("t1", {})], ids=["another's", "nobody's"]
+    ("answer", "done"), [("t2", {"t1": 1}), ("t1", {})], ids=["another's", "nobody's"]
 )
-def test_an_answer_that_nobody_can_explain(answer: str, effects: dict[str, int]) -> None:
-    """It is of another call, or no handler was asked."""
-    found = check(evidence(replace(GOOD, answer=answer), effects=effects))
+def test_an_answer_that_nobody_can_explain(answer: str, done: dict[str, int]) -> None:
+    """It is of another call, or no handler has done it."""
+    found = check(evidence(replace(GOOD, answer=answer), done=done))
     assert found.unexplained == ["c1"]
 
 
-@pytest.mark.parametrize(("ended_s", "lost_s", "is_late"), [(11.5, 0.0, True), (11.5, 0.6, False)])
-def test_a_late_end(ended_s: float, lost_s: float, is_late: bool) -> None:
+@pytest.mark.parametrize(
+    ("changes", "is_late"), [({}, True), ({"lost_s": 0.6}, False), ({"grace_s": 3.0}, False)]
+)
+def test_a_late_end(changes: dict[str, float], is_late: bool) -> None:
     """A second after the deadline, without the time in which nobody ran."""
-    found = check(evidence(replace(GOOD, ended_s=ended_s, lost_s=lost_s)))
+    found = check(evidence(replace(GOOD, ended_s=11.5, **changes)))  # type: ignore[arg-type]
     assert bool(found.late) is is_late
 
 
 def test_what_may_happen_is_counted() -> None:
     """A handler that began twice, and an error for a call that was worked on."""
     failed = replace(GOOD, outcome="broker_unreachable", answer="")
-    found = check(evidence(failed, effects={"t1": 2}))
+    found = check(evidence(failed, begun={"t1": 2}))
     assert found.is_kept
     assert (found.repeated, found.recovered) == (1, 1)

@@ -58,9 +58,10 @@ class World:
         for part in (*HOSTS, *SHIMS, CONTROL):
             footprint.sample(part, self.parts.pid(part))
 
-    def effects(self) -> Counter[str]:
-        """Return how often a handler began, by the text that it was asked."""
-        return Counter(self.effects_file.read_text().splitlines())
+    def effects(self, what: str) -> Counter[str]:
+        """Return how often a handler has `begun` or `done` something, by the text it was asked."""
+        lines = (one.split(" ", 1) for one in self.effects_file.read_text().splitlines())
+        return Counter(text for effect, text in lines if effect == what)
 
     def send(self, part: str, number: signal.Signals) -> None:
         """Send a signal to a process, if it runs at the moment."""
