@@ -49,12 +49,11 @@ async def freeze_broker(world: World, dice: random.Random) -> None:
 
 
 async def kill_host(world: World, dice: random.Random) -> None:
-    world.send(dice.choice(HOSTS), signal.SIGKILL)
+    await _replace(world, signal.SIGKILL, dice.choice(HOSTS))
 
 
 async def kill_all_hosts(world: World, dice: random.Random) -> None:
-    for host in HOSTS:
-        world.send(host, signal.SIGKILL)
+    await _replace(world, signal.SIGKILL, *HOSTS)
 
 
 async def freeze_host(world: World, dice: random.Random) -> None:
@@ -64,21 +63,29 @@ async def freeze_host(world: World, dice: random.Random) -> None:
 async def restart_hosts(world: World, dice: random.Random) -> None:
     """One after the other, as a new version is rolled out."""
     for host in HOSTS:
-        old = world.parts.pid(host)
-        world.send(host, signal.SIGTERM)
-        await until(partial(_is_replaced, world, host, old), within_s=60)
-
-
-async def _is_replaced(world: World, host: str, old: int | None) -> bool:
-    return world.parts.pid(host) not in (old, None) and await world.is_whole()
+        await _replace(world, signal.SIGTERM, host)
+        await until(world.is_whole, within_s=60)
 
 
 async def kill_control(world: World, dice: random.Random) -> None:
-    world.send(CONTROL, signal.SIGKILL)
+    await _replace(world, signal.SIGKILL, CONTROL)
 
 
 async def kill_shim(world: World, dice: random.Random) -> None:
-    world.send(dice.choice(SHIMS), signal.SIGKILL)
+    await _replace(world, signal.SIGKILL, dice.choice(SHIMS))
+
+
+async def _replace(world: World, number: signal.Signals, *names: str) -> None:
+    """Send a signal, and wait for the next processes: until then the old ones seem to be there."""
+    old = {name: world.parts.pid(name) for name in names}
+    for name in names:
+        world.send(name, number)
+    for name, pid in old.items():
+        await until(partial(_is_replaced, world, name, pid), within_s=60)
+
+
+def _is_replaced(world: World, name: str, old: int | None) -> bool:
+    return world.parts.pid(name) not in (old, None)
 
 
 async def cut_callers(world: World, dice: random.Random) -> None:
