@@ -24,7 +24,7 @@ from tests.faults.report import Recovery, counts, failures, recoveries, table
 from tests.faults.world import World, open_world
 
 ENOUGH: Final = 5
-TRIED_S: Final = 30.0
+TRIED_S: Final = 10.0
 LOOK_S: Final = 20.0
 """How often the reply stream is read: well within the two minutes that a frame lives."""
 
