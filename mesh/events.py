@@ -12,8 +12,8 @@ from mesh.agent import Handler
 from mesh.background import BackgroundTasks
 from mesh.context import CallContext
 from mesh.delivery import Delivery
-from mesh.execution import Place
 from mesh.invocation import call
+from mesh.place import Place
 from mesh.pulls import PullLoop
 from mesh.streams import ACK_BACKOFF_S, EVENT, event_durable
 

@@ -1,25 +1,17 @@
 """One call on the agent's side: from its delivery to its answer.
 
 The order is the promise: the handler runs, the final frame is stored, then the request is
-acknowledged. A crash anywhere leads to redelivery, never to loss. Does not pull; see
-`mesh.worker`.
+acknowledged. A crash anywhere leads to redelivery, never to loss. Does not pull, see
+`mesh.worker`; nor call the handler, see `mesh.handling`.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Final
 
-from mesh import codec
 from mesh import headers as h
-from mesh.agent import Agent, Handler
-from mesh.client import MeshClient
-from mesh.clock import BrokerClock
-from mesh.completions import ChunkWriter, completion
-from mesh.connection import Connection
+from mesh.agent import Agent
+from mesh.completions import completion
 from mesh.context import CallContext
 from mesh.dead_letters import Reason, bury
 from mesh.delivery import Delivery
@@ -35,35 +27,20 @@ from mesh.errors import (
     NotPermittedError,
     PublishRefusedError,
 )
+from mesh.handling import WORKING_AFTER_S, Handling
 from mesh.history import StoredMessage
-from mesh.invocation import StreamedAnswer, call, parts, to_reply
 from mesh.pings import write_pong
+from mesh.place import Place
 from mesh.replies import ReplyWriter, is_answered
 from mesh.requests import Question, read_address, read_question
 from mesh.runs import Run, Runs
 from mesh.streams import MAX_DELIVER
-from schemas.chat import ChatReply, ChatRequest
-from schemas.frame import WorkingBody
+from schemas.chat import ChatReply
 
 logger = logging.getLogger(__name__)
 
-WORKING_AFTER_S: Final = 0.2
-"""Fast calls pay nothing; a slow one says once that it is being worked on."""
 BARE_DELAY_S: Final = 0.05
 """The guide's client subscribes after it has published: its answer must not come sooner."""
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where an agent runs, and what it runs with."""
-
-    connection: Connection
-    clock: BrokerClock
-    node: str
-    instance: str
-    open_client: Callable[[str], Awaitable[MeshClient]]
-    """Gives the client with which this process calls as an agent."""
-    threads: ThreadPoolExecutor
 
 
 class Execution:
@@ -178,7 +155,8 @@ class Execution:
             context = self._context(delivery, headers, question, left_s)
             async with limit:
                 run.enter(limit)
-                reply = await self._handle(question, context, writer, run)
+                handling = Handling(self._agent, self._place, writer, run)
+                reply = await handling.reply(question, context)
             body, content_type = self._encode(
                 reply, context, as_json=self._wants_json(question, headers)
             )
@@ -247,72 +225,6 @@ class Execution:
             open_client=self._place.open_client,
             deadline=None if left_s is None else loop.time() + left_s,
         )
-
-    async def _handle(
-        self, question: Question, context: CallContext, writer: ReplyWriter, run: Run
-    ) -> ChatReply:
-        handler = self._agent.handler
-        if handler is None:
-            raise AgentFailedError(f"agent {self._agent.id!r} answers no chat requests")
-        loop = asyncio.get_running_loop()
-        # One timer for a fast call, and its deadline is only set when it turns out slow.
-        slow = loop.call_later(WORKING_AFTER_S, self._turn_slow, context, writer, run)
-        try:
-            if handler.kind.streams:
-                return await self._stream(handler, question.chat, context, writer)
-            return to_reply(await call(handler, question.chat, context, self._place.threads))
-        except MeshError as error:
-            context.cancelled = True
-            logger.warning("%s: call %s failed: %s", self._agent.id, context.id, error)
-            raise
-        except asyncio.CancelledError as error:
-            context.cancelled = True
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            # Nobody cancelled us: something inside the handler was, and it let that through.
-            raise AgentFailedError("the handler was cancelled from inside") from error
-        except Exception as error:
-            # The user's handler may raise anything: the caller is told, and the log has it whole.
-            logger.exception("%s: the handler failed on call %s", self._agent.id, context.id)
-            raise AgentFailedError(
-                f"{type(error).__name__}: {error}", error_type=type(error).__name__
-            ) from error
-        finally:
-            slow.cancel()
-
-    def _turn_slow(self, context: CallContext, writer: ReplyWriter, run: Run) -> None:
-        if run.is_cancelled or run.limit is None or run.limit.expired():
-            return
-        if context.deadline is not None:
-            run.limit.reschedule(context.deadline)
-        body = WorkingBody(
-            agent=self._agent.id,
-            node=self._place.node,
-            instance=self._place.instance,
-            attempt=context.attempt,
-        )
-        self._place.connection.tasks.start(writer.working(codec.encode(body)))
-
-    async def _stream(
-        self, handler: Handler, request: ChatRequest, context: CallContext, writer: ReplyWriter
-    ) -> ChatReply:
-        shows = request.stream and writer.takes_chunks
-        chunks = ChunkWriter(context.id, self._agent.id, include_usage=request.include_usage)
-        answer = StreamedAnswer()
-        if shows:
-            await writer.chunk(chunks.role())
-        async with aclosing(parts(handler, request, context, self._place.threads)) as said:
-            async for part in said:
-                delta = answer.add(part)
-                if shows and (delta.content or delta.tool_calls):
-                    await writer.chunk(chunks.delta(delta))
-        reply = answer.reply()
-        if shows:
-            await writer.chunk(chunks.finish(reply.finish_reason))
-            if request.include_usage:
-                await writer.chunk(chunks.usage(reply.usage))
-        return reply
 
 
 def _too_late(agent: str, headers: h.RequestHeaders) -> CallTimeoutError:

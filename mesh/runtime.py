@@ -24,8 +24,8 @@ from mesh.connection import Connection
 from mesh.directory import Directory, follow_directory
 from mesh.errors import BrokerUnreachableError, InvalidInputError, MeshError, TransportError
 from mesh.events import EventWorker
-from mesh.execution import Place
 from mesh.heartbeat import beat_forever
+from mesh.place import Place
 from mesh.settings import Settings
 from mesh.version import VERSION
 from mesh.worker import AgentWorker

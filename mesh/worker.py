@@ -22,8 +22,9 @@ from mesh.agent import Agent
 from mesh.background import BackgroundTasks
 from mesh.delivery import Delivery
 from mesh.errors import ProtocolError
-from mesh.execution import Execution, Place
+from mesh.execution import Execution
 from mesh.history import is_stored_under
+from mesh.place import Place
 from mesh.pulls import PullLoop
 from mesh.streams import CONTROL, INBOX, pinned_durable
 from schemas.frame import CancelBody

@@ -88,8 +88,10 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
         "runtime",
         frozenset(
             {
+                "mesh.place",
                 "mesh.invocation",
                 "mesh.runs",
+                "mesh.handling",
                 "mesh.execution",
                 "mesh.worker",
                 "mesh.events",

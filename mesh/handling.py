@@ -1,0 +1,109 @@
+"""One run of an agent's handler: what it says, streamed or at once, and that it takes long.
+
+Settles nothing and writes no last frame: that is `mesh.execution`.
+"""
+
+import asyncio
+import logging
+from contextlib import aclosing
+from typing import Final
+
+from mesh import codec
+from mesh.agent import Agent, Handler
+from mesh.completions import ChunkWriter
+from mesh.context import CallContext
+from mesh.errors import AgentFailedError, MeshError
+from mesh.invocation import StreamedAnswer, call, parts, to_reply
+from mesh.place import Place
+from mesh.replies import ReplyWriter
+from mesh.requests import Question
+from mesh.runs import Run
+from schemas.chat import ChatReply, ChatRequest
+from schemas.frame import WorkingBody
+
+logger = logging.getLogger(__name__)
+
+WORKING_AFTER_S: Final = 0.2
+"""Fast calls pay nothing; a slow one says once that it is being worked on."""
+
+
+class Handling:
+    """Runs the handler for one call."""
+
+    def __init__(self, agent: Agent, place: Place, writer: ReplyWriter, run: Run) -> None:
+        self._agent = agent
+        self._place = place
+        self._writer = writer
+        self._run = run
+
+    async def reply(self, question: Question, context: CallContext) -> ChatReply:
+        """Run the handler on a question; its parts are written as they come, if it streams.
+
+        Raises:
+            AgentFailedError: there is none, or it raised something else than a MeshError.
+            MeshError: it raised that.
+        """
+        handler = self._agent.handler
+        if handler is None:
+            raise AgentFailedError(f"agent {self._agent.id!r} answers no chat requests")
+        loop = asyncio.get_running_loop()
+        # One timer for a fast call, and its deadline is only set when it turns out slow.
+        slow = loop.call_later(WORKING_AFTER_S, self._turn_slow, context)
+        try:
+            if handler.kind.streams:
+                return await self._stream(handler, question.chat, context)
+            return to_reply(await call(handler, question.chat, context, self._place.threads))
+        except MeshError as error:
+            context.cancelled = True
+            logger.warning("%s: call %s failed: %s", self._agent.id, context.id, error)
+            raise
+        except asyncio.CancelledError as error:
+            context.cancelled = True
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # Nobody cancelled us: something inside the handler was, and it let that through.
+            raise AgentFailedError("the handler was cancelled from inside") from error
+        except Exception as error:
+            # The user's handler may raise anything: the caller is told, and the log has it whole.
+            logger.exception("%s: the handler failed on call %s", self._agent.id, context.id)
+            raise AgentFailedError(
+                f"{type(error).__name__}: {error}", error_type=type(error).__name__
+            ) from error
+        finally:
+            slow.cancel()
+
+    def _turn_slow(self, context: CallContext) -> None:
+        run = self._run
+        if run.is_cancelled or run.limit is None or run.limit.expired():
+            return
+        if context.deadline is not None:
+            run.limit.reschedule(context.deadline)
+        body = WorkingBody(
+            agent=self._agent.id,
+            node=self._place.node,
+            instance=self._place.instance,
+            attempt=context.attempt,
+        )
+        self._place.connection.tasks.start(self._writer.working(codec.encode(body)))
+
+    async def _stream(
+        self, handler: Handler, request: ChatRequest, context: CallContext
+    ) -> ChatReply:
+        writer = self._writer
+        shows = request.stream and writer.takes_chunks
+        chunks = ChunkWriter(context.id, self._agent.id, include_usage=request.include_usage)
+        answer = StreamedAnswer()
+        if shows:
+            await writer.chunk(chunks.role())
+        async with aclosing(parts(handler, request, context, self._place.threads)) as said:
+            async for part in said:
+                delta = answer.add(part)
+                if shows and (delta.content or delta.tool_calls):
+                    await writer.chunk(chunks.delta(delta))
+        reply = answer.reply()
+        if shows:
+            await writer.chunk(chunks.finish(reply.finish_reason))
+            if request.include_usage:
+                await writer.chunk(chunks.usage(reply.usage))
+        return reply
