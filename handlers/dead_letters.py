@@ -153,8 +153,12 @@ class Undertaker:
             return []  # Pinned to a node that the agent has never been on: it may come.
         if messages <= (info.num_pending or 0) + (info.num_ack_pending or 0):
             return []
-        floor = _floor(info)
-        return [one async for one in self._requests(subject) if one.sequence <= floor]
+        exhausted, floor = list[StoredMessage](), _floor(info)
+        async for request in self._requests(subject):
+            if request.sequence > floor:
+                break
+            exhausted.append(request)
+        return exhausted
 
     async def _requests(self, subject: str) -> AsyncIterator[StoredMessage]:
         """Yield the oldest requests in a mailbox."""
