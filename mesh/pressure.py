@@ -6,7 +6,7 @@ Looks only when a mailbox has refused somebody; the pace is what was done betwee
 import asyncio
 import math
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import nats.errors
@@ -49,12 +49,21 @@ def room_in_s(then: Look, now: Look) -> int:
     return min(AT_MOST_S, max(AT_LEAST_S, math.ceil(now.waiting * SHARE / pace)))
 
 
+@dataclass(slots=True)
+class _Mailbox:
+    """What was seen of a mailbox in the last half minute."""
+
+    looks: deque[Look] = field(default_factory=deque)
+    asked_s: float = -math.inf
+    """When somebody looked last, seen or not."""
+
+
 class Pressure:
     """The mailboxes that were full a moment ago."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._looks: dict[str, deque[Look]] = {}
+        self._mailboxes: dict[str, _Mailbox] = {}
 
     async def room_in_s(self, inbox: str) -> int | None:
         """Estimate when a mailbox has room again, in whole seconds; `inbox` is its subject.
@@ -64,21 +73,21 @@ class Pressure:
         """
         if self._connection.is_guarded:
             return None
-        looks = self._looks.setdefault(inbox, deque())
-        if len(self._looks) > REMEMBERED:
-            del self._looks[next(iter(self._looks))]
-        now_s = asyncio.get_running_loop().time()
+        mailbox = self._mailboxes.setdefault(inbox, _Mailbox())
+        if len(self._mailboxes) > REMEMBERED:
+            del self._mailboxes[next(iter(self._mailboxes))]
+        looks, now_s = mailbox.looks, asyncio.get_running_loop().time()
         while looks and now_s - looks[0].at_s > WINDOW_S:
             looks.popleft()
-        # Of a flood of callers only the first one looks.
-        if not looks or now_s - looks[-1].at_s >= APART_S:
-            look = await self._look(inbox)
-            # Somebody else may have looked meanwhile.
-            if look and (not looks or look.at_s - looks[-1].at_s >= APART_S):
+        # Of a flood of callers only the first one looks: the others do not wait for what it sees.
+        if now_s - mailbox.asked_s >= APART_S:
+            mailbox.asked_s = now_s
+            look = await self._look(inbox, now_s)
+            if look and (not looks or now_s > looks[-1].at_s):  # Answers may overtake each other.
                 looks.append(look)
         return room_in_s(looks[0], looks[-1]) if len(looks) > 1 else None
 
-    async def _look(self, inbox: str) -> Look | None:
+    async def _look(self, inbox: str, now_s: float) -> Look | None:
         target = subjects.parse_inbox(inbox)
         manager = self._connection.client.jsm(timeout=PATIENCE_S)
         durable = streams.durable(target.agent, target.node)
@@ -87,7 +96,7 @@ class Pressure:
         except (nats.errors.Error, APIError):
             return None
         return Look(
-            at_s=asyncio.get_running_loop().time(),
+            at_s=now_s,
             done=int(info.ack_floor.consumer_seq) if info.ack_floor else 0,
             waiting=(info.num_pending or 0) + (info.num_ack_pending or 0),
         )

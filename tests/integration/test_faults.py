@@ -25,6 +25,7 @@ from mesh.history import read_history
 from mesh.provision import ensure_streams
 from mesh.runtime import AgentHost
 from mesh.settings import Settings
+from tests.brokers import KillableBroker
 from tests.conftest import Running, control_plane, until
 from tests.proxy import FaultProxy, fault_proxy
 
@@ -283,3 +284,13 @@ async def test_a_lost_connection_can_be_closed(proxy: FaultProxy) -> None:
         proxy.cut()
         await until(lambda: not connection.client.is_connected)
         await connection.client.publish("last.words", b"x")
+
+
+async def test_a_broker_that_is_slow_is_there(tmp_path: Path) -> None:
+    """It is waited for, longer than nats-py does; only one that refuses is given up at once."""
+    async with KillableBroker(tmp_path) as broker:
+        frozen = asyncio.create_task(broker.freeze(2.5))
+        await asyncio.sleep(0)
+        async with open_connection(broker.url, name="test hasty") as connection:
+            assert connection.client.is_connected
+        await frozen

@@ -11,7 +11,7 @@ from mesh.client import MeshClient
 from mesh.connection import Connection
 from mesh.directory import Directory
 from mesh.errors import MailboxFullError
-from mesh.pressure import AT_MOST_S
+from mesh.pressure import AT_MOST_S, Pressure
 from mesh.publisher import MAILBOX_FULL
 from tests.calls import offline, question
 from tests.conftest import Running, until
@@ -50,6 +50,18 @@ async def test_an_agent_that_does_nothing(
     await asyncio.sleep(0.3)
     assert await refused(client, agent_id) == AT_MOST_S
     await bare.jsm().purge_stream("INBOX", subject=f"agent.{agent_id}.inbox")
+
+
+async def test_a_flood_of_callers_looks_once(
+    agent_id: str, connection: Connection, bare: Client
+) -> None:
+    """The broker is asked no more often because more are refused."""
+    asked = await bare.subscribe(f"$JS.API.CONSUMER.INFO.INBOX.{agent_id}")
+    await bare.flush()
+    pressure = Pressure(connection)
+    await asyncio.gather(*[pressure.room_in_s(f"agent.{agent_id}.inbox") for _ in range(50)])
+    await bare.flush()
+    assert asked.pending_msgs == 1
 
 
 async def test_an_agent_at_work(
