@@ -6,7 +6,8 @@ something then fails, and says nothing of the mesh; and a run of minutes becomes
 - `--budget-s`: what has not begun by then is not run, and is counted, file by file;
 - a test that fails while the machine stands still has no verdict: it is named, and is no failure.
 
-Without the plugin, and on a machine that runs, every failure is one.
+What waits for nothing is always run, and its failures count. Without the plugin,
+and on a machine that runs, every failure is one.
 """
 
 import inspect
@@ -62,9 +63,9 @@ class Verdicts:
         self._begun = 0.0
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_setup(self) -> None:
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
         self._begun = time.monotonic()
-        if self._begun > self._until:
+        if self._begun > self._until and not _waits_for_nothing(item):
             pytest.skip(NOT_RUN)
 
     @pytest.hookimpl(wrapper=True)
