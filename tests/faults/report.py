@@ -35,16 +35,21 @@ def recoveries(attempts: Sequence[Attempt], blows: Sequence[Blow]) -> Mapping[st
         recovery = found.setdefault(blow.fault, Recovery())
         recovery.blows += 1
         for one in attempts:
-            if counts(one, blow) and one.started_s < end_s:
+            if counts(one, blow, end_s):
                 is_answered = one.outcome == ANSWERED
                 took_s = one.ended_s - one.started_s - one.lost_s
                 recovery.times_s.append(took_s if is_answered else float("inf"))
     return found
 
 
-def counts(one: Attempt, blow: Blow) -> bool:
-    """Tell whether a call says how the mesh is after a fault."""
-    return one.started_s >= blow.over_s and one.lost_s < STOOD_STILL_S
+def counts(one: Attempt, blow: Blow, end_s: float = float("inf")) -> bool:
+    """Tell whether a call says how the mesh is after a fault, when the next begins at `end_s`.
+
+    One that the next fault met before it ended, and that was not answered, says nothing.
+    """
+    began_in_time = blow.over_s <= one.started_s < end_s
+    is_spoilt = one.lost_s >= STOOD_STILL_S or (one.outcome != ANSWERED and one.ended_s >= end_s)
+    return began_in_time and not is_spoilt
 
 
 def failures(attempts: Sequence[Attempt], blows: Sequence[Blow]) -> str:

@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 
 from tests.faults.checker import Attempt, Evidence, check
+from tests.faults.nemesis import Blow
+from tests.faults.report import counts
 
 GOOD = Attempt("c1", "t1", 0.0, 1.0, 10.0, "answered", "t1", is_stored=True)
 
@@ -88,3 +90,22 @@ def test_what_may_happen_is_counted() -> None:
     found = check(evidence(failed, begun={"t1": 2}))
     assert found.is_kept
     assert (found.repeated, found.recovered) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_counted"),
+    [
+        ({}, True),
+        ({"started_s": 2.9}, False),
+        ({"started_s": 9.0}, False),
+        ({"lost_s": 1.0}, False),
+        ({"outcome": "ConnectError"}, True),
+        ({"outcome": "ConnectError", "ended_s": 9.0}, False),
+        ({"ended_s": 9.0}, True),
+    ],
+    ids=["ended", "began early", "of the next", "stood still", "failed", "met the next", "late"],
+)
+def test_calls_after_a_fault(changes: dict[str, object], is_counted: bool) -> None:
+    """Those that begin between two faults; not what the machine or the next fault spoilt."""
+    one = replace(GOOD, **{"started_s": 4.0, "ended_s": 6.0, **changes})  # type: ignore[arg-type]
+    assert counts(one, Blow("first", 1.0, 3.0), 8.0) is is_counted
