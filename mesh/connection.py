@@ -7,7 +7,7 @@ closed for good, so that a process can end instead of living on deaf.
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -16,6 +16,7 @@ import nats.errors
 from nats.aio.client import Client
 
 from mesh.background import BackgroundTasks
+from mesh.elections import Elections, Hook
 from mesh.errors import BrokerUnreachableError
 from mesh.nats_client import MeshNatsClient
 from mesh.publisher import Publisher
@@ -32,11 +33,9 @@ OPEN_INBOX_PREFIX: Final = "_INBOX"
 _DENIED: Final = re.compile(r'permissions violation for publish to "(.+)"')
 """The broker names the subject, never the message."""
 
-Hook = Callable[[], Awaitable[None]]
-
 
 class Connection:
-    """A nats-py client, its publisher, and the hooks that run after every reconnect."""
+    """A nats-py client, its publisher, and the hooks that run after a reconnect or an election."""
 
     def __init__(self, client: Client, *, is_guarded: bool = False) -> None:
         self.client = client
@@ -48,6 +47,7 @@ class Connection:
         self._hooks: list[Hook] = []
         self.tasks = BackgroundTasks()
         """Work that may be lost with the connection, and only then."""
+        self.elections = Elections(client, self._start_hook)
 
     def on_reconnect(self, hook: Hook) -> None:
         """Run `hook` after every reconnect."""
@@ -61,6 +61,7 @@ class Connection:
     async def start(self) -> None:
         """Begin to match acknowledgements. Once, on a client that is connected."""
         await self.publisher.start()
+        await self.elections.start()
         self.tasks.start(self.publisher.expire_forever())
 
     async def require_connected(self, patience_s: float) -> None:
@@ -86,7 +87,10 @@ class Connection:
         logger.info("connected again")
         self.publisher.forget_unacknowledged()
         for hook in list(self._hooks):
-            self.tasks.start(_run_hook(hook))
+            self._start_hook(hook)
+
+    def _start_hook(self, hook: Hook) -> None:
+        self.tasks.start(_run_hook(hook))
 
 
 def _survive_unreadable(client: Client) -> None:
@@ -110,7 +114,7 @@ async def _run_hook(hook: Hook) -> None:
         await hook()
     except (nats.errors.Error, BrokerUnreachableError) as error:
         # Gone again already: the next reconnect runs the hook again.
-        logger.warning("after a reconnect: %s", error)
+        logger.warning("after a reconnect or an election: %s", error)
 
 
 @asynccontextmanager

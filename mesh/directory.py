@@ -203,8 +203,8 @@ async def load_directory(connection: Connection) -> Directory:
 async def follow_directory(connection: Connection) -> AsyncIterator[Directory]:
     """Read the registry, and keep up with its changes until the end.
 
-    Changes come by the bucket's republish, and the whole is read again after every reconnect: a
-    watch would be blind for up to 17 s after a broker restart.
+    Changes come by the bucket's republish, and the whole is read again after every reconnect and
+    election: a watch would be blind for up to 17 s after a broker restart.
     """
     directory = Directory()
 
@@ -226,10 +226,12 @@ async def follow_directory(connection: Connection) -> AsyncIterator[Directory]:
     # Listen first, then read: nothing falls between.
     subscription = await connection.client.subscribe(subjects.REGISTRY_EVENTS, cb=on_event)
     connection.on_reconnect(read_again)
+    connection.elections.on_leader(REGISTRY, read_again)
     try:
         await read_again()
         yield directory
     finally:
         connection.drop_hook(read_again)
+        connection.elections.drop(REGISTRY, read_again)
         if not connection.client.is_closed:
             await subscription.unsubscribe()

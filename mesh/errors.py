@@ -14,6 +14,7 @@ Our exception hierarchy:
     │  ├─ StreamMissingError       .subject
     │  ├─ StreamConfigError        .differences
     │  ├─ PublishRefusedError      .subject .err_code
+    │  │  └─ StorageFullError      .err_code
     │  ├─ AckLostError             .subject
     │  └─ NotPermittedError        .subject
     ├─ EmbeddedBrokerError
@@ -138,6 +139,12 @@ class PublishRefusedError(TransportError):
     """JetStream answered a publish with an error; nothing was stored."""
 
     code = "publish_refused"
+
+
+class StorageFullError(PublishRefusedError):
+    """The broker has no room for another message of anybody."""
+
+    code = "storage_full"
 
 
 class AckLostError(TransportError):

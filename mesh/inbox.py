@@ -1,8 +1,8 @@
 """The answers of one process as one caller: one subscription, for its whole life.
 
-Frames come from the reply stream's republish, so that what is seen is stored. After a reconnect
-the stream itself is read for every call in progress: what was republished meanwhile is not sent
-again.
+Frames come from the reply stream's republish, so that what is seen is stored. After a reconnect,
+and when the stream has a new leader, the stream itself is read for every call in progress: what was
+republished meanwhile, or should have been, is not sent again.
 """
 
 import asyncio
@@ -90,7 +90,7 @@ class ReplyInbox:
         for frame in frames:
             call.receive(frame)
 
-    async def _reconnected(self) -> None:
+    async def _catch_up_all(self) -> None:
         """Catch up with every call; again after a failure, unless the connection is lost again."""
         waiting = list(self._calls.values())
         while waiting and self._connection.client.is_connected:
@@ -99,7 +99,7 @@ class ReplyInbox:
                     await self._catch_up(waiting[-1])
                 waiting.pop()
             except TransportError as error:
-                logger.warning("reading the answers after a reconnect: %s", error)
+                logger.warning("reading the answers that were missed: %s", error)
                 await asyncio.sleep(RETRY_PAUSE_S)
 
     async def _on_message(self, message: Msg) -> None:
@@ -135,12 +135,14 @@ class ReplyInbox:
         """Subscribe, until the end."""
         subject = subjects.delivered(self._caller, self._instance)
         subscription = await self._connection.client.subscribe(subject, cb=self._on_message)
-        self._connection.on_reconnect(self._reconnected)
+        self._connection.on_reconnect(self._catch_up_all)
+        self._connection.elections.on_leader(REPLY, self._catch_up_all)
         self._tasks.start(self._fail_when_closed())
         try:
             yield self
         finally:
-            self._connection.drop_hook(self._reconnected)
+            self._connection.drop_hook(self._catch_up_all)
+            self._connection.elections.drop(REPLY, self._catch_up_all)
             await self._tasks.cancel()
             for call in list(self._calls.values()):
                 call.fail(BrokerUnreachableError("the client was closed before the answer came"))

@@ -58,6 +58,11 @@ class MeshNatsClient(Client):
         return decode_headers(raw)
 
 
+def is_clustered(client: Client) -> bool:
+    """Tell whether the broker is one server of several. Known once the client is connected."""
+    return bool(client._server_info.get("cluster"))
+
+
 def encode_headers(headers: dict[str, Any]) -> bytes | None:
     """Return the header block of a message; None where nats-py must look at it."""
     if not headers.keys() <= NAMES:

@@ -31,12 +31,14 @@ from mesh.errors import (
     TransportError,
 )
 from mesh.pressure import Pressure
-from mesh.publisher import MAILBOX_FULL, PubAck
+from mesh.publisher import RETRY_PAUSE_S, PubAck, is_subject_full
 from mesh.replies import frame_lifetime_s
 from schemas.frame import CancelBody, FrameKind, StoredBody
 
 logger = logging.getLogger(__name__)
 
+STALLED_AFTER: Final = 2
+"""So many times a broker that is there may leave a request unacknowledged."""
 RECORD_AFTER_S: Final = 0.2
 """Fast calls pay nothing; a slow one is put on record once."""
 PLACE_PATIENCE_S: Final = 2.0
@@ -180,18 +182,20 @@ class Outbox:
         except MeshError as error:
             logger.warning("call %s goes on, though nobody waits: %s", call.id, error)
 
-    async def _publish(self, call: Call, request: Request) -> None:
+    async def _publish(self, call: Call, request: Request, strikes: int = 0) -> None:
         future = await self._publisher.submit(request.subject, request.body, request.headers)
-        future.add_done_callback(partial(self._on_ack, call, request))
+        future.add_done_callback(partial(self._on_ack, call, request, strikes))
 
-    def _on_ack(self, call: Call, request: Request, acknowledged: "asyncio.Future[PubAck]") -> None:
+    def _on_ack(
+        self, call: Call, request: Request, strikes: int, acknowledged: "asyncio.Future[PubAck]"
+    ) -> None:
         if acknowledged.cancelled():
             return
         error = acknowledged.exception()
         if error is None:
             call.stored(acknowledged.result().sequence)
         elif isinstance(error, AckLostError):
-            self._repeat(call, request)
+            self._repeat(call, request, strikes, error)
         elif isinstance(error, PublishRefusedError):
             self._tasks.start(self._fail(call, request, error))
         elif isinstance(error, MeshError):
@@ -201,23 +205,35 @@ class Outbox:
         call.fail(await self._refusal(call.agent, request.subject, error))
 
     async def _refusal(self, agent: str, inbox: str, error: PublishRefusedError) -> MeshError:
-        if error.fields.get("err_code") != MAILBOX_FULL:
+        if not is_subject_full(error):
             return error
         after_s = await self._pressure.room_in_s(inbox)
         when = f"in {after_s} s" if after_s else "later"
         message = f"the mailbox of agent {agent!r} is full; try again {when}"
         return MailboxFullError(message, agent=agent, retry_after_s=after_s)
 
-    def _repeat(self, call: Call, request: Request) -> None:
+    def _repeat(self, call: Call, request: Request, strikes: int, error: AckLostError) -> None:
         if not call.is_done:
             # The same Nats-Msg-Id: stored once, even if the first one had arrived.
-            self._tasks.start(self._publish_again(call, request.repeated()))
+            self._tasks.start(self._publish_again(call, request.repeated(), strikes, error))
 
-    async def _publish_again(self, call: Call, request: Request) -> None:
+    async def _publish_again(
+        self, call: Call, request: Request, strikes: int, error: AckLostError
+    ) -> None:
+        await asyncio.sleep(RETRY_PAUSE_S)
+        strikes = strikes + 1 if await self._publisher.is_answered_elsewhere(error) else 0
+        if strikes >= STALLED_AFTER:
+            call.fail(
+                AckLostError(
+                    "the broker is there and stores no requests, perhaps since its disk was full: "
+                    "`mesh doctor` tells; this one may be stored all the same"
+                )
+            )
+            return
         try:
-            await self._publish(call, request)
-        except MeshError as error:
-            call.fail(error)
+            await self._publish(call, request, strikes)
+        except MeshError as failure:
+            call.fail(failure)
 
     def _watch(self, call: Call, request: Request) -> None:
         loop = asyncio.get_running_loop()

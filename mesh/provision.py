@@ -4,8 +4,12 @@ An existing one is compared, never silently rewritten: an operator's change is r
 difference. What is declared stands in `mesh.streams`.
 """
 
+import asyncio
+import logging
 from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import replace as evolve
+from typing import Any, Final
+from uuid import uuid4
 
 import nats.errors
 from nats.js.api import ConsumerConfig, StreamConfig
@@ -14,8 +18,22 @@ from nats.js.manager import JetStreamManager
 
 from mesh.connection import Connection
 from mesh.errors import BrokerUnreachableError, StreamConfigError
+from mesh.nats_client import is_clustered
 from mesh.settings import Settings
 from mesh.streams import control_consumers, stream_configs
+
+logger = logging.getLogger(__name__)
+
+LEADER_PATIENCE_S: Final = 30.0
+"""How long a cluster may take to elect a leader, which it does at its start and after a loss."""
+LEADER_PAUSE_S: Final = 0.5
+NO_STORAGE: Final = 10047
+"""JetStream error code: more is reserved than there is."""
+SHARES: Final = (1, 1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64)
+"""Of the room that the streams want; 370 MB are the least that the mesh runs with."""
+PROBE: Final = "MESH_ROOM"
+UNAVAILABLE: Final = 503
+"""What JetStream answers, on a cluster, as long as nobody leads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,27 +52,89 @@ class Difference:
 async def ensure_streams(connection: Connection, settings: Settings) -> list[Difference]:
     """Create what is missing, and return how what exists differs from what is declared.
 
+    A cluster that has no leader yet is waited for.
+
     Raises:
         BrokerUnreachableError: the broker does not answer, or has no JetStream.
         StreamConfigError: the broker refuses a declaration.
     """
-    manager = connection.client.jsm(timeout=20.0)
-    differences: list[Difference] = []
     try:
-        for config in stream_configs(settings):
-            differences += await _ensure_stream(manager, config)
-        for stream, consumer in control_consumers():
-            await ensure_consumer(manager, stream, consumer)
+        return await _when_led(connection, settings)
     except APIError as error:
+        hint = ": give it more than 500 MB of disk" if error.err_code == NO_STORAGE else ""
         raise StreamConfigError(
-            f"the broker refuses the mesh's streams: {error.description}",
+            f"the broker refuses the mesh's streams: {error.description}{hint}",
             differences=[error.description],
         ) from error
     except nats.errors.Error as error:
         raise BrokerUnreachableError(
             f"the broker does not answer about streams ({error}); does it run with JetStream?"
         ) from error
+
+
+async def _when_led(connection: Connection, settings: Settings) -> list[Difference]:
+    deadline = asyncio.get_running_loop().time() + LEADER_PATIENCE_S
+    while True:
+        try:
+            return await _declare(connection.client.jsm(timeout=20.0), settings)
+        except APIError as error:
+            is_led = error.code != UNAVAILABLE or not is_clustered(connection.client)
+            if is_led or asyncio.get_running_loop().time() > deadline:
+                raise
+            logger.info("waiting for the cluster: %s", error.description)
+        await asyncio.sleep(LEADER_PAUSE_S)
+
+
+async def _declare(manager: JetStreamManager, settings: Settings) -> list[Difference]:
+    differences, missing = list[Difference](), list[StreamConfig]()
+    for config in stream_configs(settings):
+        found = await _find(manager, config)
+        if found is None:
+            missing.append(config)
+        else:
+            differences += _compare(config, found)
+    for config in await _fit(manager, missing):
+        await manager.add_stream(config)
+    for stream, consumer in control_consumers():
+        await ensure_consumer(manager, stream, consumer)
     return differences
+
+
+async def _find(manager: JetStreamManager, config: StreamConfig) -> StreamConfig | None:
+    try:
+        return (await manager.stream_info(str(config.name))).config
+    except NotFoundError:
+        return None
+
+
+async def _fit(manager: JetStreamManager, configs: list[StreamConfig]) -> list[StreamConfig]:
+    """Give streams less room, each the same share, where the broker has not enough for them.
+
+    It reserves `max_bytes`, and by default has three quarters of what is free on its disk.
+    """
+    wanted = sum(config.max_bytes or 0 for config in configs)
+    for share in SHARES if configs else ():
+        fitted = [evolve(one, max_bytes=int((one.max_bytes or 0) * share)) for one in configs]
+        probe = StreamConfig(
+            name=f"{PROBE}_{uuid4().hex}",
+            max_bytes=int(wanted * share),
+            num_replicas=configs[0].num_replicas,
+        )
+        try:
+            await manager.add_stream(probe)
+        except APIError as error:
+            if error.err_code != NO_STORAGE or share == SHARES[-1]:
+                raise
+            continue
+        await manager.delete_stream(str(probe.name))
+        if share < 1:
+            logger.warning(
+                "the broker has little room: the streams may hold %d MB together, not %d",
+                wanted * share / 1e6,
+                wanted / 1e6,
+            )
+        return fitted
+    return configs
 
 
 async def check_streams(connection: Connection, settings: Settings) -> list[Difference]:
@@ -62,23 +142,12 @@ async def check_streams(connection: Connection, settings: Settings) -> list[Diff
     manager = connection.client.jsm(timeout=20.0)
     differences = []
     for config in stream_configs(settings):
-        name = str(config.name)
-        try:
-            found = (await manager.stream_info(name)).config
+        found = await _find(manager, config)
+        if found is None:
+            differences.append(Difference(str(config.name), "stream", "present", "missing"))
+        else:
             differences += _compare(config, found)
-        except NotFoundError:
-            differences.append(Difference(name, "stream", "present", "missing"))
     return differences
-
-
-async def _ensure_stream(manager: JetStreamManager, config: StreamConfig) -> list[Difference]:
-    name = str(config.name)
-    try:
-        found = (await manager.stream_info(name)).config
-    except NotFoundError:
-        await manager.add_stream(config)
-        return []
-    return _compare(config, found)
 
 
 def _compare(declared: StreamConfig, found: StreamConfig) -> list[Difference]:
@@ -88,6 +157,8 @@ def _compare(declared: StreamConfig, found: StreamConfig) -> list[Difference]:
         actual = getattr(found, field.name)
         # What is not declared is the server's to choose.
         if wanted == field.default or field.name == "sources" or wanted == actual:
+            continue
+        if field.name == "max_bytes" and actual in [int(wanted * share) for share in SHARES]:
             continue
         differences.append(Difference(str(declared.name), field.name, wanted, actual))
     return differences

@@ -23,9 +23,11 @@ from mesh.errors import (
     NotPermittedError,
     PayloadTooLargeError,
     PublishRefusedError,
+    StorageFullError,
     StreamMissingError,
     TransportError,
 )
+from mesh.nats_client import is_clustered
 
 ACK_TIMEOUT_S: Final = 5.0
 HEADROOM_BYTES: Final = 4096
@@ -35,8 +37,16 @@ included, closes a nats-py client for ever."""
 EXPIRY_CHECK_S: Final = 1.0
 RETRY_PAUSE_S: Final = 0.2
 
-MAILBOX_FULL: Final = 10077
-"""JetStream error code: maximum messages (of this subject) exceeded."""
+ALIVE_S: Final = 2.0
+"""How quickly a broker answers that is there."""
+
+NOT_STORED: Final = 10077
+"""JetStream error code: the stream does not take the message; the description says why."""
+NO_RESOURCES: Final = frozenset({10023, 10047})
+"""JetStream error codes: what the server may store in all its streams is used up."""
+IN_PROCESS: Final = 10158
+"""JetStream error code, on a cluster: the same message is being stored at the moment."""
+_OF_ONE_SUBJECT: Final = "per subject exceeded"
 
 
 @dataclass(slots=True)
@@ -74,7 +84,13 @@ class Publisher:
                 if waiting.sent_at > overdue:
                     break
                 self._waiting.pop(token, None)
-                _fail(waiting.future, AckLostError(f"no acknowledgement for {ACK_TIMEOUT_S:g} s"))
+                _fail(
+                    waiting.future,
+                    AckLostError(
+                        f"no acknowledgement for {ACK_TIMEOUT_S:g} s",
+                        is_overdue=self._client.is_connected,
+                    ),
+                )
 
     @property
     def limit_bytes(self) -> int:
@@ -146,12 +162,33 @@ class Publisher:
             except BrokerUnreachableError:
                 if self._client.is_closed:
                     raise
-                # The connection is being re-made, and its buffer is full: wait for either end.
-                await asyncio.sleep(RETRY_PAUSE_S)
+            # The connection may be being re-made: what is sent then only fills its buffer.
+            await self._wait_connected(deadline)
             if asyncio.get_running_loop().time() > deadline:
                 raise BrokerUnreachableError(
                     f"the broker acknowledged nothing on {subject} for {give_up_s:g} s"
                 )
+
+    async def _wait_connected(self, deadline: float) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(RETRY_PAUSE_S)
+            if self._client.is_connected or self._client.is_closed or loop.time() > deadline:
+                return
+
+    async def is_answered_elsewhere(self, error: AckLostError) -> bool:
+        """Tell whether a broker that did not acknowledge in time answers all the same.
+
+        If it does so twice, its stream has stopped: since a write has failed, nats-server says no
+        more of that stream, and goes on with all the rest until it is started again.
+        """
+        if not error.fields.get("is_overdue") or is_clustered(self._client):
+            return False
+        try:
+            await self._client.request("$JS.API.INFO", timeout=ALIVE_S)
+        except nats.errors.Error:
+            return False
+        return True
 
     def forget_unacknowledged(self) -> None:
         """Fail what waits for an acknowledgement: after a reconnect most would wait in vain."""
@@ -171,7 +208,7 @@ class Publisher:
         waiting = self._waiting.pop(message.subject.rpartition(".")[2], None)
         if waiting is None or waiting.future.done():
             return
-        outcome = _read_ack(message)
+        outcome = _read_ack(message, is_clustered=is_clustered(self._client))
         if isinstance(outcome, PubAck):
             waiting.future.set_result(outcome)
         else:
@@ -191,8 +228,11 @@ def _fail(future: "asyncio.Future[PubAck]", error: TransportError) -> None:
         future.exception()  # Nobody may be waiting: not an unretrieved exception.
 
 
-def _read_ack(message: Msg) -> PubAck | TransportError:
+def _read_ack(message: Msg, *, is_clustered: bool) -> PubAck | TransportError:
     if message.headers and message.headers.get("Status") == "503":
+        if is_clustered:
+            # Only the leader of a stream listens, and between two leaders nobody does.
+            return AckLostError("no server of the cluster leads the stream at the moment")
         return StreamMissingError(
             "no stream takes this subject: the mesh is not set up on this broker; run `mesh up`"
         )
@@ -201,6 +241,20 @@ def _read_ack(message: Msg) -> PubAck | TransportError:
     except orjson.JSONDecodeError:
         return TransportError("the broker sent an acknowledgement that is not JSON")
     if error := body.get("error"):
-        description = error.get("description", "refused")
-        return PublishRefusedError(description, err_code=error.get("err_code", 0))
+        return _refusal(error.get("err_code", 0), error.get("description", "refused"))
     return PubAck(body["stream"], body["seq"], bool(body.get("duplicate")))
+
+
+def _refusal(err_code: int, description: str) -> TransportError:
+    if err_code == IN_PROCESS:
+        return AckLostError(f"not acknowledged yet: {description}")
+    is_full = err_code == NOT_STORED and description.endswith(" exceeded")
+    if err_code in NO_RESOURCES or (is_full and _OF_ONE_SUBJECT not in description):
+        message = f"the broker has no room left ({description}): free some, or give it more"
+        return StorageFullError(message, err_code=err_code)
+    return PublishRefusedError(description, err_code=err_code)
+
+
+def is_subject_full(error: PublishRefusedError) -> bool:
+    """Tell whether there is no room under this one subject."""
+    return error.fields.get("err_code") == NOT_STORED and _OF_ONE_SUBJECT in error.message

@@ -25,6 +25,9 @@ UNIQUE_CHARS: Final = 32
 """128 random bits in hexadecimal."""
 LEDGER_TRIES: Final = 4
 LEDGER_PAUSE_S: Final = 0.5
+ANSWER_KEPT_S: Final = (20.0, 600.0)
+"""An answer that cannot be stored is held, with its slot, as long as somebody may wait for it: the
+work is done, and may have cost money. For so long at least, and at most."""
 REREAD_AFTER_S: Final = REPLY_DEDUPE_S - 20.0
 """A handler that ran longer looks into the ledger again: dedupe may have forgotten the call."""
 
@@ -123,11 +126,16 @@ class ReplyWriter:
             self._connection, self._address.subjects[0], self._address.call_id
         ):
             return
+        least_s, most_s = ANSWER_KEPT_S
+        left_s = self._address.lifetime_s - (time.monotonic() - self._started)
+        keep_s = max(least_s, min(left_s, most_s))
         for place, subject in enumerate(self._address.subjects):
             message_id = _final_id(self._address, subject)
             # Dedupe is one table for the whole stream: each copy needs an id of its own.
             unique = f"{message_id}.{place}" if place else message_id
-            await self._publisher.publish(subject, body, {**headers, h.MSG_ID: unique})
+            await self._publisher.publish(
+                subject, body, {**headers, h.MSG_ID: unique}, give_up_s=keep_s
+            )
 
     async def _confirm(self, seq: int) -> None:
         if (waiting := self._unacknowledged.get(seq)) is None:

@@ -27,6 +27,7 @@ ALL_INSTANCE_EVENTS: Final = "registry.event.instance.*"
 ALL_DEAD: Final = "dead.*"
 MAX_DELIVERIES_ADVISORIES: Final = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.INBOX.*"
 TERMINATED_ADVISORIES: Final = "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.INBOX.*"
+ELECTION_ADVISORIES: Final = "$JS.EVENT.ADVISORY.*.LEADER_ELECTED.>"
 
 REGISTRY_BUCKET: Final = "registry"
 ACCESS_BUCKET: Final = "access"
@@ -206,6 +207,11 @@ def parse_inbox(subject: str) -> InboxSubject:
     if len(tokens) in (3, 4) and tokens[0] == "agent" and tokens[2] == "inbox":
         return InboxSubject(agent=tokens[1], node=tokens[3] if len(tokens) == 4 else None)
     raise InvalidInputError(f"{subject[:120]!r} is not an inbox subject", field="subject")
+
+
+def parse_election(subject: str) -> str:
+    """Return what an election advisory is about: `STREAM`, or `STREAM.durable`."""
+    return subject.partition(".LEADER_ELECTED.")[2]
 
 
 def is_reply(subject: str) -> bool:

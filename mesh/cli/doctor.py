@@ -65,6 +65,8 @@ async def _examine() -> list[Finding]:
             findings += await _examine_broker(connection, settings)
     except BrokerUnreachableError as error:
         findings.append(Finding("fail", error.message, "start one: mesh up"))
+    if settings.nats_monitor_url:
+        findings += await _examine_health(settings.nats_monitor_url)
     findings += await _examine_http(settings)
     return findings
 
@@ -107,6 +109,21 @@ async def _examine_broker(connection: "Connection", settings: "Settings") -> lis
     known = len(directory.standings())
     findings.append(Finding("ok", f"{directory.online_count()} of {known} agents online"))
     return findings
+
+
+async def _examine_health(monitor_url: str) -> list[Finding]:
+    """What the broker says of itself: a write has failed, perhaps. Silence is no finding."""
+    import httpx2
+
+    async with httpx2.AsyncClient(timeout=3, trust_env=False) as client:
+        try:
+            told = (await client.get(f"{monitor_url}/healthz")).json()
+        except (httpx2.HTTPError, ValueError):
+            return []
+    if told.get("status") == "ok":
+        return [Finding("ok", "the broker says that it is healthy")]
+    fix = "free some space if its disk is full; `mesh up` then starts it again by itself"
+    return [Finding("fail", f"the broker is not healthy: {told.get('error', told)}", fix)]
 
 
 async def _examine_http(settings: "Settings") -> list[Finding]:

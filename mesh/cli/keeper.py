@@ -1,6 +1,11 @@
-"""Keeps the embedded broker running: the same ports and data when it dies and starts again."""
+"""Keeps the embedded broker running: the same ports and data when it dies and starts again.
+
+It is also started again when the disk was full: nats-server stops a stream when a write has failed,
+and does not go on with it when there is room again.
+"""
 
 import asyncio
+import shutil
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,6 +20,11 @@ from mesh.settings import Settings
 MAX_DEATHS: Final = 5
 PERIOD_S: Final = 60.0
 """More deaths than that in a minute is no accident: a person must look."""
+HEALTH_S: Final = 2.0
+WRITE_FAILED: Final = " write error: "
+"""What nats-server's health says of a stream that it has stopped."""
+ROOM_BYTES: Final = 64 * 1024 * 1024
+"""Free on the disk before it is tried again."""
 
 
 class BrokerKeeper:
@@ -38,23 +48,48 @@ class BrokerKeeper:
             yield self
 
     async def watch(self) -> None:
-        """Start the broker again whenever it dies, until cancelled.
+        """Start the broker again whenever it dies or has stopped a stream, until cancelled.
 
         Raises:
             EmbeddedBrokerError: it dies again and again, or cannot be started again.
         """
         while self._broker is not None:
-            code = await self._broker.wait()
-            now = time.monotonic()
-            self._deaths = [at for at in self._deaths if now - at < PERIOD_S] + [now]
-            if len(self._deaths) > MAX_DEATHS:
-                raise EmbeddedBrokerError(
-                    f"the broker died {len(self._deaths)} times in a minute; see its log above"
-                )
-            self._on_log("ERR", f"the broker ended (exit code {code}); starting it again")
+            ending = asyncio.create_task(self._broker.wait())
+            healing = asyncio.create_task(self._until_curable(self._broker))
+            try:
+                await asyncio.wait({ending, healing}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                ending.cancel()
+                healing.cancel()
+            if ending.done():
+                self._count_death(ending.result())
             await self._stack.aclose()
             await self._start()
         await asyncio.Event().wait()
+
+    def _count_death(self, code: int) -> None:
+        now = time.monotonic()
+        self._deaths = [at for at in self._deaths if now - at < PERIOD_S] + [now]
+        if len(self._deaths) > MAX_DEATHS:
+            raise EmbeddedBrokerError(
+                f"the broker died {len(self._deaths)} times in a minute; see its log above"
+            )
+        self._on_log("ERR", f"the broker ended (exit code {code}); starting it again")
+
+    async def _until_curable(self, broker: EmbeddedBroker) -> None:
+        """Return when the broker has stopped a stream, and there is room to go on."""
+        is_told = False
+        while True:
+            await asyncio.sleep(HEALTH_S)
+            complaint = await broker.complaint()
+            if WRITE_FAILED not in complaint:
+                continue
+            if shutil.disk_usage(self._settings.data_dir).free >= ROOM_BYTES:
+                self._on_log("WRN", f"starting the broker again, as there is room now: {complaint}")
+                return
+            if not is_told:
+                is_told = True
+                self._on_log("ERR", f"nothing is stored until there is room again: {complaint}")
 
     async def _start(self) -> None:
         opened = embedded_broker(self._settings, on_log=self._on_log)

@@ -29,6 +29,8 @@ NO_RETRY: Final = MappingProxyType({"x-should-retry": "false"})
 """Keeps OpenAI's SDKs from repeating a request by themselves."""
 
 _RETRY_SOON_S: Final = 2
+_RETRY_LATER_S: Final = 30
+"""When a person has to do something first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,9 @@ TABLE: Final[dict[type[MeshError], Row]] = {
     errors.StreamMissingError: _NOT_TAKEN,
     errors.StreamConfigError: _NO_BROKER,
     errors.PublishRefusedError: _NOT_TAKEN,
+    errors.StorageFullError: Row(
+        503, SERVER, "storage_full", retry_after_s=_RETRY_LATER_S, ends_calls=True, is_unstored=True
+    ),
     # Not to be repeated blindly: it may be stored.
     errors.AckLostError: Row(503, SERVER, "broker_unavailable", ends_calls=True),
     errors.NotPermittedError: _NO_BROKER,

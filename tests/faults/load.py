@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from itertools import count
-from typing import Final
+from typing import Any, Final
 
 import httpx2
 
@@ -31,7 +31,7 @@ _OF_THE_READER: Final = frozenset({"broker_unreachable", "stream_missing", "tran
 class Load:
     """The callers of one run."""
 
-    def __init__(self, world: World, *, timeout_s: float) -> None:
+    def __init__(self, world: World[Any], *, timeout_s: float) -> None:
         self._world = world
         self._timeout_s = timeout_s
         self._numbers = count(1)

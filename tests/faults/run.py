@@ -3,8 +3,8 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,9 +20,9 @@ from tests.conftest import until
 from tests.faults.checker import Evidence, Verdict, check
 from tests.faults.footprint import Footprint
 from tests.faults.load import Load
-from tests.faults.nemesis import Blow, Nemesis
+from tests.faults.nemesis import Blow, Fault, Nemesis
 from tests.faults.report import Recovery, counts, failures, recoveries, table
-from tests.faults.world import World, open_world
+from tests.faults.world import S, World, open_world
 from tests.pace import stopwatch
 
 ENOUGH: Final = 5
@@ -72,6 +72,8 @@ class Outcome:
 
 async def run(
     folder: Path,
+    opening: AbstractAsyncContextManager[S],
+    faults: Sequence[Fault[S]],
     seed: int,
     *,
     for_s: float,
@@ -80,15 +82,15 @@ async def run(
     callers: int = 8,
     timeout_s: float = 60.0,
 ) -> Outcome:
-    """Do every fault, under load, and again until `for_s` seconds are over; judge the history.
+    """Do every fault to a mesh under load, and again until `for_s` seconds are over, and judge it.
 
     With `seed`, the faults and their order are the same again; what meets them is not.
     """
     footprint = Footprint()
-    async with open_world(folder, work_s=work_s) as world:
+    async with open_world(folder, opening, work_s=work_s) as world:
         ledger, load = Ledger(world.reader), Load(world, timeout_s=timeout_s)
         counting = asyncio.create_task(ledger.read_forever())
-        nemesis = Nemesis(world, seed)
+        nemesis = Nemesis(world, faults, seed)
         try:
             quarter = callers // 4
             async with load.running(waiting=2 * quarter, detached=quarter, http=quarter):
@@ -134,7 +136,7 @@ async def _tried(load: Load, blow: Blow) -> None:
         await until(is_enough, within_s=2 * TRIED_AT_MOST_S)
 
 
-async def _waiting(world: World) -> set[str]:
+async def _waiting(world: World[S]) -> set[str]:
     found, sequence = set[str](), 1
     while (one := await read_next(world.reader, INBOX, ALL_INBOXES, sequence)) is not None:
         found.add(one.headers.get("correlation_id", ""))

@@ -9,7 +9,9 @@ from typing import Annotated
 
 import typer
 
+from tests.faults.of_one_server import FAULTS
 from tests.faults.run import run
+from tests.faults.sites import open_server
 
 WORK_S = 0.3
 QUIET_S = 4.0
@@ -27,6 +29,8 @@ def soak(
         outcome = asyncio.run(
             run(
                 Path(folder),
+                open_server(Path(folder) / "broker"),
+                FAULTS,
                 seed,
                 for_s=minutes * 60,
                 quiet_s=QUIET_S,

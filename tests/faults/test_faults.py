@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.run import run
+from tests.faults import of_a_cluster, of_one_server
+from tests.faults.run import Outcome, run
+from tests.faults.sites import open_cluster, open_server
 
 SEED = int(os.environ.get("FAULT_SEED", "0")) or os.getpid()
 
@@ -16,7 +18,20 @@ SEED = int(os.environ.get("FAULT_SEED", "0")) or os.getpid()
 @pytest.mark.timeout(540)
 async def test_every_fault_once(tmp_path: Path) -> None:
     """P1, P2, P3 and P5 of every call; P6 of those that began after a fault."""
-    outcome = await run(tmp_path, SEED, for_s=0, quiet_s=3.0)
+    opening = open_server(tmp_path / "broker")
+    outcome = await run(tmp_path, opening, of_one_server.FAULTS, SEED, for_s=0, quiet_s=3.0)
+    _require_promises(outcome)
+
+
+@pytest.mark.timeout(540)
+async def test_every_fault_of_a_cluster_once(tmp_path: Path) -> None:
+    """The same with three brokers: the loss of one hurts nobody, that of more is waited for."""
+    opening = open_cluster(tmp_path / "brokers")
+    outcome = await run(tmp_path, opening, of_a_cluster.FAULTS, SEED, for_s=0, quiet_s=3.0)
+    _require_promises(outcome)
+
+
+def _require_promises(outcome: Outcome) -> None:
     assert outcome.verdict.is_kept, f"{outcome}\n{outcome.verdict}"
     untried = [name for name, one in outcome.recoveries.items() if not one.times_s]
     assert untried == [], f"no call counts after these, the machine stood still:\n{outcome}"

@@ -1,7 +1,7 @@
 """A mesh of real processes that a fault test takes apart, and what can be done to it.
 
-The broker, a control plane, two shims, and three hosts of one agent (`tests.faults.agent`), each
-kept running as `mesh up` keeps its parts; callers reach the broker through a proxy.
+A broker (`tests.faults.sites`), a control plane, two shims, and three hosts of one agent
+(`tests.faults.agent`), each kept running as `mesh up` keeps its parts.
 """
 
 import asyncio
@@ -10,10 +10,10 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from mesh.callers import Caller, new_instance_id
@@ -21,10 +21,10 @@ from mesh.client import MeshClient, open_client
 from mesh.connection import Connection, open_connection
 from mesh.directory import follow_directory
 from mesh.supervisor import Part, Supervisor
-from tests.brokers import KillableBroker, free_port
+from tests.brokers import free_port
 from tests.conftest import until
 from tests.faults.footprint import Footprint
-from tests.proxy import FaultProxy, fault_proxy
+from tests.faults.sites import Site
 
 ROOT: Final = Path(__file__).parent.parent.parent
 AGENT: Final = "faulty"
@@ -32,19 +32,19 @@ HOSTS: Final = ("host1", "host2", "host3")
 SHIMS: Final = ("http1", "http2")
 CONTROL: Final = "control"
 
+S = TypeVar("S", bound=Site)
+
 
 @dataclass(slots=True)
-class World:
+class World(Generic[S]):
     """What is running."""
 
-    broker: KillableBroker
-    proxy: FaultProxy
-    """The callers' way to the broker."""
+    site: S
     parts: Supervisor
     client: MeshClient
-    """Through the proxy."""
+    """On the callers' way to the broker."""
     reader: Connection
-    """Not through the proxy."""
+    """On the way that no fault is on."""
     shims: tuple[str, ...]
     """Base URLs."""
     effects_file: Path
@@ -54,7 +54,8 @@ class World:
     def take_footprint(self, footprint: Footprint) -> None:
         """Look at what every process takes, this one included."""
         footprint.sample("callers", os.getpid())
-        footprint.sample("broker", self.broker.pid)
+        for name, pid in self.site.pids().items():
+            footprint.sample(name, pid)
         for part in (*HOSTS, *SHIMS, CONTROL):
             footprint.sample(part, self.parts.pid(part))
 
@@ -80,6 +81,8 @@ class World:
 
     async def is_whole(self) -> bool:
         """Tell whether all parts run, the shims listen, and the agent has all its hosts."""
+        if not await self.site.is_whole():
+            return False
         if any(self.parts.pid(one) is None for one in (*HOSTS, *SHIMS, CONTROL)):
             return False
         if not all([await _listens(url) for url in self.shims]):
@@ -91,17 +94,19 @@ class World:
 
 
 @asynccontextmanager
-async def open_world(folder: Path, *, work_s: float) -> AsyncIterator[World]:
+async def open_world(
+    folder: Path, opening: AbstractAsyncContextManager[S], *, work_s: float
+) -> AsyncIterator[World[S]]:
     """Start everything, and stop it at the end. A handler works for up to `work_s` seconds."""
     effects, news = folder / "effects", list[str]()
     effects.touch()
     async with (
-        KillableBroker(folder / "broker") as broker,
-        fault_proxy(broker.url) as proxy,
+        opening as site,
         Supervisor(on_line=lambda name, line: news.append(f"{name}: {line}")) as parts,
     ):
         environ = {
-            "MESH_NATS_URL": broker.url,
+            "MESH_NATS_URL": site.url,
+            "MESH_REPLICAS": str(site.replicas),
             "FAULT_EFFECTS": str(effects),
             "FAULT_WORK_S": str(work_s),
             "PYTHONPATH": str(ROOT),
@@ -117,13 +122,13 @@ async def open_world(folder: Path, *, work_s: float) -> AsyncIterator[World]:
             ]
         )
         async with (
-            open_connection(broker.url, name="fault reader") as reader,
-            open_connection(proxy.url, name="fault callers") as connection,
+            open_connection(site.url, name="fault reader") as reader,
+            open_connection(site.callers_url, name="fault callers") as connection,
             follow_directory(connection) as directory,
             open_client(connection, directory, caller) as client,
         ):
             urls = tuple(f"http://127.0.0.1:{port}" for port in ports.values())
-            world = World(broker, proxy, parts, client, reader, urls, effects, news)
+            world = World(site, parts, client, reader, urls, effects, news)
             await until(world.is_whole, within_s=60)
             yield world
 

@@ -4,15 +4,16 @@ import asyncio
 
 import pytest
 from nats.aio.client import Client
+from nats.js.api import DiscardPolicy
 from nats.js.errors import APIError
 
 from mesh import Agent, ChatRequest
 from mesh.client import MeshClient
 from mesh.connection import Connection
 from mesh.directory import Directory
-from mesh.errors import MailboxFullError
+from mesh.errors import MailboxFullError, StorageFullError
 from mesh.pressure import AT_MOST_S, Pressure
-from mesh.publisher import MAILBOX_FULL
+from mesh.publisher import NOT_STORED, is_subject_full
 from tests.calls import offline, question
 from tests.conftest import Running, until
 from tests.replicas import post, replica_at
@@ -114,6 +115,20 @@ async def fill_up(bare: Client, agent_id: str) -> None:
         try:
             await bare.jetstream().publish(f"agent.{agent_id}.inbox", b"filler")
         except APIError as error:
-            if error.err_code == MAILBOX_FULL:
+            if error.err_code == NOT_STORED:
                 return
             raise
+
+
+async def test_a_stream_without_room(agent_id: str, connection: Connection) -> None:
+    """P7: that is told at once, as another thing than a mailbox that is full."""
+    manager = connection.client.jsm()
+    await manager.add_stream(
+        name=agent_id, subjects=[agent_id], max_bytes=1_000, discard=DiscardPolicy.NEW
+    )
+    try:
+        with pytest.raises(StorageFullError, match="no room left") as told:
+            await connection.publisher.publish(agent_id, b"x" * 2_000, {})
+        assert not is_subject_full(told.value)
+    finally:
+        await manager.delete_stream(agent_id)

@@ -38,6 +38,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
                 "mesh.clock",
                 "mesh.publisher",
                 "mesh.connection",
+                "mesh.elections",
                 "mesh.provision",
                 "mesh.history",
                 "mesh.delivery",

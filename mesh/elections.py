@@ -1,0 +1,70 @@
+"""Who leads on a cluster, and that it is somebody else now.
+
+A server that dies takes with it what it had still to republish, and the pulls that waited at it.
+Clients of the other servers notice nothing of that: they are not reconnected. But the next leader
+of a stream or a durable is announced to everybody, so what is done after a reconnect is done then,
+too. On a single server nobody is ever elected, and nothing is listened for.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Final
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from mesh import subjects
+from mesh.nats_client import is_clustered
+
+logger = logging.getLogger(__name__)
+
+SETTLE_S: Final = 0.5
+"""A new leader has stored all that is acknowledged; the replica that answers a read may lag. Pulls
+go to the leader, and at once."""
+
+Hook = Callable[[], Awaitable[None]]
+
+
+class Elections:
+    """What one connection does when another server begins to lead."""
+
+    def __init__(self, client: Client, run: Callable[[Hook], object]) -> None:
+        self._client = client
+        self._run = run
+        self._hooks: dict[str, list[Hook]] = {}
+        """By stream, or by stream and durable."""
+
+    async def start(self) -> None:
+        """Listen, if this is a cluster."""
+        if is_clustered(self._client):
+            await self._client.subscribe(subjects.ELECTION_ADVISORIES, cb=self._on_advisory)
+
+    def on_leader(self, stream: str, hook: Hook, *, durable: str = "") -> None:
+        """Run `hook` whenever a stream, or a durable of it, has a new leader."""
+        self._hooks.setdefault(_place(stream, durable), []).append(hook)
+
+    def drop(self, stream: str, hook: Hook, *, durable: str = "") -> None:
+        """Stop running `hook`."""
+        place = _place(stream, durable)
+        hooks = self._hooks.get(place, [])
+        if hook in hooks:
+            hooks.remove(hook)
+        if not hooks:
+            self._hooks.pop(place, None)
+
+    async def _on_advisory(self, message: Msg) -> None:
+        place = subjects.parse_election(message.subject)
+        for hook in self._hooks.get(place, ()):
+            logger.info("%s has a leader", place)
+            self._run(hook if "." in place else partial(_settled, hook))
+
+
+async def _settled(hook: Hook) -> None:
+    await asyncio.sleep(SETTLE_S)
+    await hook()
+
+
+def _place(stream: str, durable: str) -> str:
+    return f"{stream}.{durable}" if durable else stream
