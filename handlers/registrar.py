@@ -14,8 +14,13 @@ from typing import Final
 from mesh import registry, streams
 from mesh.connection import Connection
 from mesh.directory import Directory
-from mesh.errors import BrokerUnreachableError, MeshError, PublishRefusedError
-from mesh.provision import ensure_consumer
+from mesh.errors import (
+    BrokerUnreachableError,
+    MeshError,
+    PublishRefusedError,
+    StreamMissingError,
+)
+from mesh.provision import ensure_consumer, ensure_streams
 from mesh.settings import Settings
 from mesh.standing import Ending
 from schemas.base import WireModel
@@ -60,6 +65,7 @@ class Registrar:
         self._settings = settings
         self._instance = instance
         self._silent_until = 0.0
+        self._has_reigned = False
 
     async def announce(self, agent: str, node: str, announcement: Announcement) -> Receipt:
         """Make an agent's mailbox, then show the agent."""
@@ -149,14 +155,32 @@ class Registrar:
                 await asyncio.sleep(left_s)
             try:
                 self._require_link()
+                await self._require_memory()
                 await self._put(key, self._instance, ttl_s=ttl_s)
                 await self._put_node(self._instance)
                 written_at = loop.time()
                 await self.sweep()
                 await self.settle()
+                self._has_reigned = True
             except MeshError as error:
                 logger.warning("the registry cannot be written: %s", error)
             await asyncio.sleep(self._settings.heartbeat_s)
+
+    async def _require_memory(self) -> None:
+        """See that what we have written is there: nobody is told when a bucket is wiped or deleted.
+
+        If it is not, we know no more than the bucket: hosts announce again what is forgotten.
+        """
+        if not self._has_reigned:
+            return
+        try:
+            if await registry.holds(self._connection, registry.reign_key(self._instance.node)):
+                return
+        except StreamMissingError:
+            await ensure_streams(self._connection, self._settings)
+        logger.warning("the registry was wiped; every process is asked to announce itself again")
+        self._directory.begin_reading()
+        self._directory.replace(await registry.read_registry(self._connection))
 
     def _require_link(self) -> None:
         # A write into the buffer of a lost connection would go out before the grace has begun.

@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 EXIT_CODE: Final = 70
 """EX_SOFTWARE of sysexits.h."""
+LOOK_S: Final = 1.0
 
 
 class Watchdog:
@@ -37,13 +38,19 @@ class Watchdog:
             while True:
                 if self._is_connected():
                     self._seen_at = time.monotonic()
-                await asyncio.sleep(1.0)
+                await asyncio.sleep(LOOK_S)
         finally:
             self._stopped.set()
 
     def _watch(self) -> None:
-        while not self._stopped.wait(1.0):
-            silent_s = time.monotonic() - self._seen_at
+        looked_at = time.monotonic()
+        while not self._stopped.wait(LOOK_S):
+            late_s = time.monotonic() - looked_at - LOOK_S
+            looked_at += LOOK_S + late_s
+            if late_s > LOOK_S:
+                # A machine asleep, a stopped process: nobody could give a sign, nor hear one.
+                self._seen_at += late_s
+            silent_s = looked_at - self._seen_at
             if silent_s > self._limit_s:
                 logger.critical("deaf for %.0f s: ending the process", silent_s)
                 os._exit(EXIT_CODE)

@@ -89,6 +89,8 @@ class Agent:
     """An agent of the mesh, to be run by `mesh run module:attribute`.
 
     `max_choices` is the largest `n` that clients may ask with; it stands in `request.n`.
+    `mailbox_max` requests may wait for it, those that it works on included; who comes then is told
+    to come back later. The broker's own limit, for every agent, is MESH_MAILBOX_MAX.
 
     Raises:
         InvalidIdError: `agent_id` is not an id.
@@ -103,6 +105,7 @@ class Agent:
         model: str = "",
         concurrency: int = 16,
         max_choices: int = 1,
+        mailbox_max: int | None = None,
     ) -> None:
         self.id = subjects.require_id(agent_id)
         self._description = description
@@ -110,6 +113,7 @@ class Agent:
         self._model = model
         self._concurrency = concurrency
         self._max_choices = max_choices
+        self._mailbox_max = mailbox_max
         self._handler: Handler | None = None
         self._subscriptions: dict[tuple[str, str], Handler] = {}
         self._outlet: EventOutlet | None = None
@@ -125,6 +129,7 @@ class Agent:
             concurrency=self._concurrency,
             streams=self._handler is not None and self._handler.kind.streams,
             max_choices=self._max_choices,
+            mailbox_max=self._mailbox_max,
             subscriptions=tuple(
                 Subscription(source=source, name=name) for source, name in self._subscriptions
             ),

@@ -140,6 +140,8 @@ class MeshClient:
             AgentNotFoundError, NodeNotFoundError, AgentNotOnNodeError: no such target.
             AgentOfflineError: not running, and `wait` is false.
             HopLimitError: agents call each other in a loop.
+            MailboxFullError: as many wait as its card allows. As many as the broker allows: that
+                is told by the call.
             BrokerUnreachableError: not connected.
         """
         await self._require_way(agent, node, timeout_s, wait=wait)
@@ -257,6 +259,9 @@ class MeshClient:
             raise AgentOfflineError(message, agent=agent)
         if not self._connection.client.is_connected:
             await self._connection.require_connected(RECONNECT_PATIENCE_S)
+        record = self.directory.agent_record(agent)
+        if record is not None and record.card.mailbox_max is not None:
+            await self._outbox.require_room(agent, node, record.card.mailbox_max)
 
 
 def _require_timeout(timeout_s: float) -> None:

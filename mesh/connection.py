@@ -47,7 +47,7 @@ class Connection:
         self._hooks: list[Hook] = []
         self.tasks = BackgroundTasks()
         """Work that may be lost with the connection, and only then."""
-        self.elections = Elections(client, self._start_hook)
+        self.elections = Elections(client, self.start_hook)
 
     def on_reconnect(self, hook: Hook) -> None:
         """Run `hook` after every reconnect."""
@@ -87,9 +87,10 @@ class Connection:
         logger.info("connected again")
         self.publisher.forget_unacknowledged()
         for hook in list(self._hooks):
-            self._start_hook(hook)
+            self.start_hook(hook)
 
-    def _start_hook(self, hook: Hook) -> None:
+    def start_hook(self, hook: Hook) -> None:
+        """Run a hook now, beside everything else."""
         self.tasks.start(_run_hook(hook))
 
 

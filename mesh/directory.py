@@ -217,7 +217,10 @@ async def follow_directory(connection: Connection) -> AsyncIterator[Directory]:
         if not (is_event and is_stored_under(headers, REGISTRY, registry.KEY_PREFIX + key)):
             return
         revision = int(headers.get("Nats-Sequence", 0))
-        directory.apply(registry.Entry.read(key, headers, message.data, revision))
+        entry = registry.Entry.read(key, headers, message.data, revision)
+        if directory.is_of_another_bucket(entry):
+            connection.start_hook(read_again)
+        directory.apply(entry)
 
     async def read_again() -> None:
         directory.begin_reading()

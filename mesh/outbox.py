@@ -204,9 +204,20 @@ class Outbox:
     async def _fail(self, call: Call, request: Request, error: PublishRefusedError) -> None:
         call.fail(await self._refusal(call.agent, request.subject, error))
 
+    async def require_room(self, agent: str, node: str | None, limit: int) -> None:
+        """Check that fewer than `limit` requests wait for an agent.
+
+        Raises:
+            MailboxFullError: that many wait, or are being worked on.
+        """
+        inbox = subjects.inbox(agent, node)
+        if not await self._pressure.has_room(inbox, limit):
+            raise await self._full(agent, inbox)
+
     async def _refusal(self, agent: str, inbox: str, error: PublishRefusedError) -> MeshError:
-        if not is_subject_full(error):
-            return error
+        return await self._full(agent, inbox) if is_subject_full(error) else error
+
+    async def _full(self, agent: str, inbox: str) -> MailboxFullError:
         after_s = await self._pressure.room_in_s(inbox)
         when = f"in {after_s} s" if after_s else "later"
         message = f"the mailbox of agent {agent!r} is full; try again {when}"

@@ -1,6 +1,7 @@
-"""How long until a full mailbox has room: what waits there, and how fast it is being worked off.
+"""Whether a mailbox has room, and how long until it has: what waits, and how fast that is done.
 
-Looks only when a mailbox has refused somebody; the pace is what was done between two such looks.
+Looks only when a mailbox has refused somebody, or belongs to an agent with a limit of its own; the
+pace is what was done between two looks at one that refused.
 """
 
 import asyncio
@@ -25,6 +26,8 @@ SHARE: Final = 0.5
 AT_LEAST_S: Final = 1
 AT_MOST_S: Final = 60
 REMEMBERED: Final = 1_000
+FRESH_S: Final = 0.05
+"""How long a look stands for what is in a mailbox, together with what was sent since."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,10 @@ class _Mailbox:
     looks: deque[Look] = field(default_factory=deque)
     asked_s: float = -math.inf
     """When somebody looked last, seen or not."""
+    counting: asyncio.Lock = field(default_factory=asyncio.Lock)
+    counted_s: float = -math.inf
+    count: int = 0
+    """What was in it when it was counted, and what this process has sent since."""
 
 
 class Pressure:
@@ -65,6 +72,27 @@ class Pressure:
         self._connection = connection
         self._mailboxes: dict[str, _Mailbox] = {}
 
+    async def has_room(self, inbox: str, limit: int) -> bool:
+        """Tell whether fewer than `limit` requests are in a mailbox, and count one more.
+
+        Each caller counts for itself, so many at once may be a few over. True where nobody can
+        look: the broker's own limit holds.
+        """
+        if self._connection.is_guarded:
+            return True
+        mailbox = self._mailbox(inbox)
+        async with mailbox.counting:
+            now_s = asyncio.get_running_loop().time()
+            if now_s - mailbox.counted_s > FRESH_S:
+                look = await self._look(inbox, now_s)
+                if look is None:
+                    return True
+                mailbox.counted_s, mailbox.count = now_s, look.waiting
+            if mailbox.count >= limit:
+                return False
+            mailbox.count += 1
+            return True
+
     async def room_in_s(self, inbox: str) -> int | None:
         """Estimate when a mailbox has room again, in whole seconds; `inbox` is its subject.
 
@@ -73,9 +101,7 @@ class Pressure:
         """
         if self._connection.is_guarded:
             return None
-        mailbox = self._mailboxes.setdefault(inbox, _Mailbox())
-        if len(self._mailboxes) > REMEMBERED:
-            del self._mailboxes[next(iter(self._mailboxes))]
+        mailbox = self._mailbox(inbox)
         looks, now_s = mailbox.looks, asyncio.get_running_loop().time()
         while looks and now_s - looks[0].at_s > WINDOW_S:
             looks.popleft()
@@ -86,6 +112,12 @@ class Pressure:
             if look and (not looks or now_s > looks[-1].at_s):  # Answers may overtake each other.
                 looks.append(look)
         return room_in_s(looks[0], looks[-1]) if len(looks) > 1 else None
+
+    def _mailbox(self, inbox: str) -> _Mailbox:
+        mailbox = self._mailboxes.setdefault(inbox, _Mailbox())
+        if len(self._mailboxes) > REMEMBERED:
+            del self._mailboxes[next(iter(self._mailboxes))]
+        return mailbox
 
     async def _look(self, inbox: str, now_s: float) -> Look | None:
         target = subjects.parse_inbox(inbox)

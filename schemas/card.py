@@ -32,4 +32,6 @@ class AgentCard(WireModel):
     """Whether answers can be streamed token by token."""
     max_choices: int = Field(default=1, ge=1, le=128)
     """The largest `n` of a chat request that it serves: how many answers to one question."""
+    mailbox_max: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Requests that may wait for it, if that is fewer than the mesh allows to every agent."""
     subscriptions: tuple[Subscription, ...] = ()

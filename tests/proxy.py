@@ -1,9 +1,14 @@
-"""A TCP proxy on loopback that can cut, hold back and heal: faults between two real processes."""
+"""A TCP proxy on loopback that can cut, slow down and heal: faults between two real processes."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Final
 from urllib.parse import urlsplit
+
+SLICE_BYTES: Final = 2_000
+"""At 0.2 s each, 10 kB/s: a telephone in a tunnel."""
 
 
 class FaultProxy:
@@ -15,6 +20,7 @@ class FaultProxy:
         self._is_open = True
         self._is_idle = asyncio.Event()
         self._is_idle.set()
+        self._delay_s = 0.0
         self.port = 0
         self.refused = 0
         """How many came while it was cut."""
@@ -34,6 +40,10 @@ class FaultProxy:
         """Let connections through again."""
         self._is_open = True
 
+    def slow(self, delay_s: float) -> None:
+        """Pass bytes on in slices, each half as late again or half as early; 0: as they come."""
+        self._delay_s = delay_s
+
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one client."""
         if not self._is_open:
@@ -50,7 +60,7 @@ class FaultProxy:
         self._is_idle.clear()
         try:
             if self._is_open:
-                await asyncio.gather(_pump(reader, up_writer), _pump(up_reader, writer))
+                await asyncio.gather(self._pump(reader, up_writer), self._pump(up_reader, writer))
         finally:
             self._writers -= pair
             for one in pair:
@@ -63,16 +73,17 @@ class FaultProxy:
         self.cut()
         await self._is_idle.wait()
 
-
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    try:
-        while data := await reader.read(65_536):
-            writer.write(data)
-            await writer.drain()
-    except (ConnectionError, OSError):
-        return
-    finally:
-        writer.close()
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(SLICE_BYTES if self._delay_s else 65_536):
+                if self._delay_s:
+                    await asyncio.sleep(self._delay_s * random.uniform(0.5, 1.5))
+                writer.write(data)
+                await writer.drain()
+        except (ConnectionError, OSError):
+            return
+        finally:
+            writer.close()
 
 
 @asynccontextmanager

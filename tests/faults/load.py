@@ -47,8 +47,8 @@ class Load:
             for _ in range(detached):
                 group.create_task(self._repeat("detach", self._detach))
             for number in range(http):
-                base = self._world.shims[number % len(self._world.shims)]
-                group.create_task(self._http(base))
+                first = number % len(self._world.shims)
+                group.create_task(self._http(self._world.shims[first:] + self._world.shims[:first]))
             try:
                 yield
             finally:
@@ -127,12 +127,12 @@ class Load:
                     raise
             await asyncio.sleep(REFUSED_PAUSE_S)
 
-    async def _http(self, base: str) -> None:
+    async def _http(self, shims: tuple[str, ...]) -> None:
         timeout = httpx2.Timeout(self._timeout_s + 5, connect=5)
-        async with httpx2.AsyncClient(base_url=base, timeout=timeout) as http:
-            await self._repeat("http", partial(self._post, http))
+        async with httpx2.AsyncClient(timeout=timeout) as http:
+            await self._repeat("http", partial(self._post, http, shims))
 
-    async def _post(self, http: httpx2.AsyncClient, text: str) -> Attempt:
+    async def _post(self, http: httpx2.AsyncClient, shims: tuple[str, ...], text: str) -> Attempt:
         body = {
             "model": AGENT,
             "messages": [{"role": "user", "content": text}],
@@ -143,7 +143,7 @@ class Load:
         with stopwatch() as taken:
             started_s = time.monotonic()
             try:
-                answered = await http.post("/v1/chat/completions", json=body)
+                answered = await _post_to_any(http, shims, body)
                 call_id = answered.headers.get("mesh-call-id", call_id)
                 found = answered.json()
                 if answered.status_code == 200:
@@ -170,3 +170,16 @@ class Load:
     def _note(self, attempt: Attempt) -> Attempt:
         self.attempts.append(attempt)
         return attempt
+
+
+async def _post_to_any(
+    http: httpx2.AsyncClient, shims: tuple[str, ...], body: dict[str, Any]
+) -> httpx2.Response:
+    """Ask the first shim that listens, as a load balancer would."""
+    *others, last = [f"{one}/v1/chat/completions" for one in shims]
+    for url in others:
+        try:
+            return await http.post(url, json=body)
+        except httpx2.ConnectError:
+            continue
+    return await http.post(last, json=body)

@@ -25,6 +25,8 @@ class Fault(Generic[S]):
     name: str
     tries: str
     act: Act[S]
+    is_gentle: bool = False
+    """Whether it is what an operator does, and no call may fail of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,7 @@ class Blow:
     fault: str
     began_s: float
     over_s: float
+    is_gentle: bool = False
 
 
 async def replace(world: World[S], number: signal.Signals, *names: str) -> None:
@@ -63,7 +66,7 @@ class Nemesis(Generic[S]):
         began_s = time.monotonic()
         await fault.act(self._world, self._dice)
         await until(self._world.is_whole, within_s=120)
-        self.blows.append(Blow(fault.name, began_s, time.monotonic()))
+        self.blows.append(Blow(fault.name, began_s, time.monotonic(), fault.is_gentle))
 
     async def strike_for(self, for_s: float, quiet_s: float) -> AsyncIterator[Fault[S]]:
         """Do every fault, in an order that the seed chooses, and again until the time is over.

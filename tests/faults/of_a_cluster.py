@@ -70,7 +70,7 @@ FAULTS: Final = (
     Fault("server killed", "F1: P1 P2 P5 P6", kill_server),
     Fault("two servers killed", "F12: P1 P2 P6", kill_two_servers),
     Fault("all servers killed", "F12: P1 P2 P6", kill_all_servers),
-    Fault("servers restarted in turn", "F11: P1 P5 P6", restart_servers),
+    Fault("servers restarted in turn", "F11: P1 P5 P6", restart_servers, is_gentle=True),
     Fault("server frozen", "F6: P1 P5 P6", freeze_server),
     Fault("control plane killed", "F19: P1 P4", kill_control),
     Fault("host killed", "F3: P1 P2 P6", kill_host),

@@ -52,6 +52,24 @@ def counts(one: Attempt, blow: Blow, end_s: float = float("inf")) -> bool:
     return began_in_time and not is_spoilt
 
 
+def broken_gently(attempts: Sequence[Attempt], blows: Sequence[Blow]) -> list[str]:
+    """Return the calls that failed of what no call may fail of, each with its error.
+
+    They began while it was done, and ended before the next fault.
+    """
+    ends = [blow.began_s for blow in blows[1:]] + [float("inf")]
+    return [
+        f"{one.text}: {one.outcome}"
+        for blow, end_s in zip(blows, ends, strict=True)
+        for one in attempts
+        if blow.is_gentle
+        and blow.began_s <= one.started_s < blow.over_s
+        and one.ended_s < end_s
+        and one.lost_s < STOOD_STILL_S
+        and one.outcome != ANSWERED
+    ]
+
+
 def failures(attempts: Sequence[Attempt], blows: Sequence[Blow]) -> str:
     """Return what was not answered as lines for a person: when, and what had happened by then."""
     lines = []

@@ -21,7 +21,7 @@ from tests.faults.checker import Evidence, Verdict, check
 from tests.faults.footprint import Footprint
 from tests.faults.load import Load
 from tests.faults.nemesis import Blow, Fault, Nemesis
-from tests.faults.report import Recovery, counts, failures, recoveries, table
+from tests.faults.report import Recovery, broken_gently, counts, failures, recoveries, table
 from tests.faults.world import S, World, open_world
 from tests.pace import stopwatch
 
@@ -61,6 +61,8 @@ class Outcome:
 
     verdict: Verdict
     recoveries: Mapping[str, Recovery]
+    broken_gently: Sequence[str]
+    """Calls that failed of a restart in good order."""
     story: str
     """The faults in their order, and each call that was not answered."""
     footprint: str
@@ -113,6 +115,7 @@ async def run(
     return Outcome(
         verdict=check(evidence),
         recoveries=recoveries(load.attempts, nemesis.blows),
+        broken_gently=broken_gently(load.attempts, nemesis.blows),
         story=f"seed {seed}: {', '.join(one.fault for one in nemesis.blows)}\n"
         f"{failures(load.attempts, nemesis.blows)}",
         footprint=footprint.table(),

@@ -33,6 +33,7 @@ async def test_every_fault_of_a_cluster_once(tmp_path: Path) -> None:
 
 def _require_promises(outcome: Outcome) -> None:
     assert outcome.verdict.is_kept, f"{outcome}\n{outcome.verdict}"
+    assert outcome.broken_gently == [], str(outcome)
     untried = [name for name, one in outcome.recoveries.items() if not one.times_s]
     assert untried == [], f"no call counts after these, the machine stood still:\n{outcome}"
     slow = {name: one.soon for name, one in outcome.recoveries.items() if one.soon < 0.99}

@@ -8,13 +8,15 @@ import asyncio
 import os
 import signal
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Generic, TypeVar
 from urllib.parse import urlsplit
+
+from nats.aio.msg import Msg
 
 from mesh.callers import Caller, new_instance_id
 from mesh.client import MeshClient, open_client
@@ -32,7 +34,10 @@ HOSTS: Final = ("host1", "host2", "host3")
 SHIMS: Final = ("http1", "http2")
 CONTROL: Final = "control"
 
+KEPT_REQUESTS: Final = 20
+
 S = TypeVar("S", bound=Site)
+Request = tuple[str, bytes, dict[str, str]]
 
 
 @dataclass(slots=True)
@@ -50,6 +55,13 @@ class World(Generic[S]):
     effects_file: Path
     news: list[str]
     """What the processes printed, and what became of them."""
+    requests: deque[Request] = field(default_factory=lambda: deque(maxlen=KEPT_REQUESTS))
+    """The newest ones, as they were sent."""
+
+    async def note_request(self, message: Msg) -> None:
+        """Keep a request that was published."""
+        if message.headers:
+            self.requests.append((message.subject, message.data, dict(message.headers)))
 
     def take_footprint(self, footprint: Footprint) -> None:
         """Look at what every process takes, this one included."""
@@ -129,6 +141,7 @@ async def open_world(
         ):
             urls = tuple(f"http://127.0.0.1:{port}" for port in ports.values())
             world = World(site, parts, client, reader, urls, effects, news)
+            await reader.client.subscribe(f"agent.{AGENT}.inbox", cb=world.note_request)
             await until(world.is_whole, within_s=60)
             yield world
 

@@ -120,6 +120,38 @@ async def fill_up(bare: Client, agent_id: str) -> None:
             raise
 
 
+async def test_an_agent_with_a_limit_of_its_own(
+    agent_id: str, running: Running, client: MeshClient, nats_url: str
+) -> None:
+    """What waits and what is worked on count together, and there is room again when it is done."""
+    go = asyncio.Event()
+    agent = Agent(agent_id, concurrency=1, mailbox_max=3)
+
+    @agent.chat
+    async def answer(request: ChatRequest) -> str:
+        await go.wait()
+        return request.last_text
+
+    async with running(agent), replica_at(nats_url) as replica:
+        for _ in range(3):
+            await client.submit(agent_id, question(agent_id))
+        with pytest.raises(MailboxFullError):
+            await client.submit(agent_id, question(agent_id))
+        with pytest.raises(MailboxFullError):
+            await client.ask(agent_id, "one more")
+        refused = await post(replica.http, {"model": agent_id, "messages": HELLO})
+        assert refused.status_code == 429
+        go.set()
+
+        async def has_room() -> bool:
+            try:
+                return (await client.ask(agent_id, "back")).text == "back"
+            except MailboxFullError:
+                return False
+
+        await until(has_room)
+
+
 async def test_a_stream_without_room(agent_id: str, connection: Connection) -> None:
     """P7: that is told at once, as another thing than a mailbox that is full."""
     manager = connection.client.jsm()

@@ -6,6 +6,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from nats.aio.client import Client
@@ -13,12 +14,14 @@ from nats.aio.client import Client
 from mesh import Agent, ChatRequest
 from mesh.connection import Connection
 from mesh.directory import Directory, load_directory
-from mesh.errors import AgentNotFoundError, InvalidIdError
+from mesh.errors import AgentNotFoundError, InvalidIdError, StreamMissingError
 from mesh.provision import check_streams, ensure_streams
 from mesh.runtime import describe_process
 from mesh.settings import Settings
+from mesh.streams import REGISTRY
 from schemas.card import AgentCard
-from schemas.registry import Announcement, Role
+from schemas.registry import Announcement, Role, State
+from tests.brisk import brisk_mesh
 from tests.conftest import Running, mesh_environ, until
 
 
@@ -164,3 +167,30 @@ async def test_the_directory_of_a_command_is_the_same(
         assert loaded.agent(agent_id) == directory.agent(agent_id)
         with pytest.raises(AgentNotFoundError):
             loaded.agent(f"{agent_id}-x")
+
+
+@pytest.mark.parametrize("fault", ["wiped", "deleted", "garbage"])
+async def test_a_registry_that_is_lost_comes_back(fault: str, tmp_path: Path) -> None:
+    """F25: by the next heartbeats, and to those who had seen it before as well as to newcomers."""
+    async with brisk_mesh(tmp_path) as mesh, mesh.hosting(echo("left")):
+        manager = mesh.connection.client.jsm()
+        if fault == "wiped":
+            await manager.purge_stream(REGISTRY)
+        elif fault == "deleted":
+            await manager.delete_stream(REGISTRY)
+        else:
+            await mesh.connection.publisher.publish("$KV.registry.agent.left", b"{garbage", {})
+
+        async def is_back() -> bool:
+            try:
+                read = await load_directory(mesh.connection)
+            except StreamMissingError:
+                return False
+            known = read.agent_record("left")
+            return known is not None and read.agent("left").state is State.ONLINE
+
+        await until(is_back, within_s=60)
+        async with mesh.hosting(echo("right")):
+            # What comes after is seen too, by one that had followed the lost one.
+            assert mesh.directory.agent("right").state is State.ONLINE
+        await until(lambda: mesh.directory.agent("right").state is State.OFFLINE)
