@@ -66,6 +66,7 @@ def mesh_environ(settings: Settings) -> dict[str, str]:
         "MESH_NODE": settings.node,
         "MESH_HEARTBEAT_S": str(settings.heartbeat_s),
         "MESH_UNKNOWN_AGENT_GRACE_S": str(settings.unknown_agent_grace_s),
+        "MESH_REPLICAS": str(settings.replicas),
         "PYTHONPATH": str(Path(__file__).parent.parent),
     }
 
