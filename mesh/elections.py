@@ -1,9 +1,9 @@
-"""Who leads on a cluster, and that it is somebody else now.
+"""Who leads a stream on a cluster, and that it is somebody else now.
 
-A server that dies takes with it what it had still to republish, and the pulls that waited at it.
-Clients of the other servers notice nothing of that: they are not reconnected. But the next leader
-of a stream or a durable is announced to everybody, so what is done after a reconnect is done then,
-too. On a single server nobody is ever elected, and nothing is listened for.
+A server that dies takes with it what it had still to republish. Clients of the other servers notice
+nothing of that: they are not reconnected. But the next leader is announced to everybody, so what is
+done after a reconnect is done then, too. On a single server nobody is ever elected, and nothing is
+listened for.
 """
 
 import asyncio
@@ -21,8 +21,7 @@ from mesh.nats_client import is_clustered
 logger = logging.getLogger(__name__)
 
 SETTLE_S: Final = 0.5
-"""A new leader has stored all that is acknowledged; the replica that answers a read may lag. Pulls
-go to the leader, and at once."""
+"""A new leader has stored all that is acknowledged; the replica that answers a read may lag."""
 
 Hook = Callable[[], Awaitable[None]]
 
@@ -34,37 +33,29 @@ class Elections:
         self._client = client
         self._run = run
         self._hooks: dict[str, list[Hook]] = {}
-        """By stream, or by stream and durable."""
+        """By stream."""
 
     async def start(self) -> None:
         """Listen, if this is a cluster."""
         if is_clustered(self._client):
             await self._client.subscribe(subjects.ELECTION_ADVISORIES, cb=self._on_advisory)
 
-    def on_leader(self, stream: str, hook: Hook, *, durable: str = "") -> None:
-        """Run `hook` whenever a stream, or a durable of it, has a new leader."""
-        self._hooks.setdefault(_place(stream, durable), []).append(hook)
+    def on_leader(self, stream: str, hook: Hook) -> None:
+        """Run `hook` a moment after a stream has a new leader, every time."""
+        self._hooks.setdefault(stream, []).append(hook)
 
-    def drop(self, stream: str, hook: Hook, *, durable: str = "") -> None:
+    def drop(self, stream: str, hook: Hook) -> None:
         """Stop running `hook`."""
-        place = _place(stream, durable)
-        hooks = self._hooks.get(place, [])
-        if hook in hooks:
+        if hook in (hooks := self._hooks.get(stream, [])):
             hooks.remove(hook)
-        if not hooks:
-            self._hooks.pop(place, None)
 
     async def _on_advisory(self, message: Msg) -> None:
-        place = subjects.parse_election(message.subject)
-        for hook in self._hooks.get(place, ()):
-            logger.info("%s has a leader", place)
-            self._run(hook if "." in place else partial(_settled, hook))
+        stream = subjects.parse_election(message.subject)
+        for hook in self._hooks.get(stream, ()):
+            logger.info("another server leads %s", stream)
+            self._run(partial(_settled, hook))
 
 
 async def _settled(hook: Hook) -> None:
     await asyncio.sleep(SETTLE_S)
     await hook()
-
-
-def _place(stream: str, durable: str) -> str:
-    return f"{stream}.{durable}" if durable else stream

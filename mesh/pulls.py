@@ -2,8 +2,9 @@
 
 Keeps pull requests outstanding for a number of messages that its user sets as slots free up, so
 an idle replica gets the next message and a busy one hoards nothing. One subscription for its
-whole life, but a fresh one after a reconnect or an election: the old pull may still be valid on the
-old inbox, and would then deliver a message that nobody asked for.
+whole life, but a fresh one after a reconnect: the old pull may still be valid on the old inbox,
+and would then deliver a message that nobody asked for. On a cluster the next leader of the durable
+answers the pulls that waited at the last one, 409, killed or not.
 """
 
 import asyncio
@@ -40,7 +41,6 @@ class PullLoop:
         self, connection: Connection, stream: str, durable: str, on_delivery: OnDelivery
     ) -> None:
         self._connection = connection
-        self._stream, self._durable = stream, durable
         self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}"
         self._on_delivery = on_delivery
         self._subscription: Subscription | None = None
@@ -55,8 +55,6 @@ class PullLoop:
         """Subscribe. Nothing is pulled before `want` says how much."""
         await self._subscribe()
         self._connection.on_reconnect(self.restart)
-        # The pulls that wait at a leader die with it, and no word of that comes.
-        self._connection.elections.on_leader(self._stream, self.restart, durable=self._durable)
 
     async def stop(self) -> None:
         """Give up the subscription. What was delivered before still has to be settled.
@@ -65,7 +63,6 @@ class PullLoop:
         """
         self._wanted = 0
         self._connection.drop_hook(self.restart)
-        self._connection.elections.drop(self._stream, self.restart, durable=self._durable)
         await self._tasks.cancel()
         if self._subscription is not None:
             subscription, self._subscription = self._subscription, None
@@ -144,7 +141,8 @@ class PullLoop:
             self._outstanding = max(0, self._outstanding - unused)
             self._top_up()
         elif status in ("409", "503"):
-            logger.info("%s: %s", self._subject, headers.get("Description", "no such durable"))
+            why = headers.get("Description") if status == "409" else "nobody leads the durable"
+            logger.info("%s: %s", self._subject, why)
             self._tasks.start(self._retry(self._inbox))
 
     async def _retry(self, inbox: str) -> None:

@@ -27,7 +27,7 @@ ALL_INSTANCE_EVENTS: Final = "registry.event.instance.*"
 ALL_DEAD: Final = "dead.*"
 MAX_DELIVERIES_ADVISORIES: Final = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.INBOX.*"
 TERMINATED_ADVISORIES: Final = "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.INBOX.*"
-ELECTION_ADVISORIES: Final = "$JS.EVENT.ADVISORY.*.LEADER_ELECTED.>"
+ELECTION_ADVISORIES: Final = "$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED.*"
 
 REGISTRY_BUCKET: Final = "registry"
 ACCESS_BUCKET: Final = "access"
@@ -210,8 +210,8 @@ def parse_inbox(subject: str) -> InboxSubject:
 
 
 def parse_election(subject: str) -> str:
-    """Return what an election advisory is about: `STREAM`, or `STREAM.durable`."""
-    return subject.partition(".LEADER_ELECTED.")[2]
+    """Return the stream that an election advisory is about."""
+    return subject.rpartition(".")[2]
 
 
 def is_reply(subject: str) -> bool:
