@@ -1,7 +1,8 @@
 """The faults of a mesh with one broker.
 
 Numbers (F1 …) are those of the list of fault tests that the project was planned with; promises
-(P1 …) those of the README.
+(P1 …) those of the README. Three hosts of one agent are F26. A full disk (F15) is in
+`tests/acceptance/test_disk.py`, a full mailbox (F21) in `tests/integration/test_pressure.py`.
 """
 
 import asyncio

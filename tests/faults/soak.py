@@ -4,14 +4,15 @@ import asyncio
 import random
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tests.faults.of_one_server import FAULTS, LONG_FAULTS
+from tests.faults import of_a_cluster, of_one_server
 from tests.faults.run import run
-from tests.faults.sites import open_server
+from tests.faults.sites import open_cluster, open_server
 
 WORK_S = 0.3
 QUIET_S = 4.0
@@ -21,22 +22,22 @@ CALLERS = 12
 def soak(
     minutes: Annotated[float, typer.Option(min=0.1, max=600, help="How long.")] = 15.0,
     seed: Annotated[int, typer.Option(help="Of the faults and their order; 0: any.")] = 0,
+    cluster: Annotated[bool, typer.Option("--cluster", help="On three brokers.")] = False,
 ) -> None:
     """Do faults under load on loopback, one after the other; exit 1 when a promise was broken."""
     seed = seed or random.randrange(1, 1_000_000)
     typer.echo(f"soak of {minutes:g} minutes, seed {seed}")
-    with tempfile.TemporaryDirectory(prefix="mesh-soak-") as folder:
+    with tempfile.TemporaryDirectory(prefix="mesh-soak-") as name:
+        folder = Path(name)
+
+        if cluster:
+            running = partial(run, folder, open_cluster(folder / "brokers"), of_a_cluster.FAULTS)
+        else:
+            faults = of_one_server.FAULTS + of_one_server.LONG_FAULTS
+            running = partial(run, folder, open_server(folder / "broker"), faults)
+        for_s = minutes * 60
         outcome = asyncio.run(
-            run(
-                Path(folder),
-                open_server(Path(folder) / "broker"),
-                FAULTS + LONG_FAULTS,
-                seed,
-                for_s=minutes * 60,
-                quiet_s=QUIET_S,
-                work_s=WORK_S,
-                callers=CALLERS,
-            )
+            running(seed, for_s=for_s, quiet_s=QUIET_S, work_s=WORK_S, callers=CALLERS)
         )
     typer.echo(outcome)
     for one in outcome.broken_gently:

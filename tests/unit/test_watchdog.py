@@ -42,7 +42,7 @@ def start(how: str) -> "subprocess.Popen[bytes]":
 def test_a_deaf_process_ends(how: str) -> None:
     """Whether its loop stands still, as FastStream leaves it, or it has no connection."""
     process = start(how)
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=200)
     assert process.returncode == 70
     assert b"deaf for" in told
 
@@ -53,5 +53,5 @@ def test_a_stopped_process_goes_on() -> None:
     os.kill(process.pid, signal.SIGSTOP)
     time.sleep(5.0)  # Longer than the limit: that is the test.
     os.kill(process.pid, signal.SIGCONT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=200)
     assert process.returncode == 0
