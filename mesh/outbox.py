@@ -233,6 +233,8 @@ class Outbox:
     ) -> None:
         await asyncio.sleep(RETRY_PAUSE_S)
         strikes = strikes + 1 if await self._publisher.is_answered_elsewhere(error) else 0
+        if call.is_done:
+            return
         if strikes >= STALLED_AFTER:
             call.fail(
                 AckLostError(

@@ -63,6 +63,8 @@ class BrokerKeeper:
                 healing.cancel()
             if ending.done():
                 self._count_death(ending.result())
+            else:
+                healing.result()
             await self._stack.aclose()
             await self._start()
         await asyncio.Event().wait()

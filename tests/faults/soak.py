@@ -29,7 +29,6 @@ def soak(
     typer.echo(f"soak of {minutes:g} minutes, seed {seed}")
     with tempfile.TemporaryDirectory(prefix="mesh-soak-") as name:
         folder = Path(name)
-
         if cluster:
             running = partial(run, folder, open_cluster(folder / "brokers"), of_a_cluster.FAULTS)
         else:
