@@ -41,6 +41,9 @@ SURPLUS: Final = 100
 """So many connections over the limit are told so; more are cut without a word."""
 _SLICE_BYTES: Final = MAX_HEADER_BYTES // 2
 _CHECK_S: Final = 1.0
+LINGER_S: Final = 1.0
+"""How long an idle connection stays when the server stops. A request that was on its way is then
+answered, and its client told to connect anew; closed at once, it would be lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,7 @@ class HttpProtocol(H11Protocol):
         # uvicorn would answer in plain text, and without a Retry-After.
         self._max_connections, self.limit_concurrency = self.limit_concurrency, None
         self._is_surplus = False
+        self._is_leaving = False
         self._waited_for: tuple[object, ...] | None = None
         self._waits_since = 0.0
 
@@ -124,11 +128,10 @@ class HttpProtocol(H11Protocol):
         """Begin what the bytes ask for."""
         super().handle_events()
         cycle = self.cycle
-        if cycle is not None and cycle.waiting_for_100_continue and cycle.keep_alive:
-            # Answered without a 100, a client may send the body, or the next request in its
-            # place: only with the connection's end both mean the same.
-            cycle.keep_alive = False
-            cycle.default_headers = [*cycle.default_headers, CLOSE_HEADER]
+        # Answered without a 100, a client may send the body, or the next request in its place:
+        # only with the connection's end both mean the same.
+        if cycle is not None and (cycle.waiting_for_100_continue or self._is_leaving):
+            self._close_after_answer()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP. Called while h11's complaint is handled."""
@@ -157,10 +160,26 @@ class HttpProtocol(H11Protocol):
         self.transport.close()
 
     def shutdown(self) -> None:
-        """End, after the answer in progress if there is one."""
+        """End, after the answer in progress, or one to a request that is on its way."""
+        self._is_leaving = True
+        if self._is_idle():
+            self.loop.call_later(LINGER_S, self._leave)
+        else:
+            self._close_after_answer()
+
+    def _is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _leave(self) -> None:
         # h11 raises when it is told a second time of an end in anger.
-        if not self.transport.is_closing():
+        if self._is_idle() and not self.transport.is_closing():
             super().shutdown()
+
+    def _close_after_answer(self) -> None:
+        """Close after this answer, and say so in it, unless it has begun."""
+        if self.cycle is not None and self.cycle.keep_alive:
+            self.cycle.keep_alive = False
+            self.cycle.default_headers = [*self.cycle.default_headers, CLOSE_HEADER]
 
     def cut_if_slow(self, now: float, patience: Patience) -> None:
         """Cut the connection when the client has not done for too long what is its turn to do."""

@@ -23,6 +23,7 @@ from schemas.registry import Role
 from tests.brisk import brisk_mesh
 from tests.conftest import Running, mesh_environ, until
 from tests.pace import stopwatch
+from tests.rawhttp import raw
 from tests.shim import CHAT, ask, chunks, online, replier
 
 NODE = "http-node"
@@ -107,6 +108,30 @@ async def test_answers_are_not_held_back(settings: Settings, directory: Director
             for _ in range(50):
                 await client.get("/health/live")
     assert stretch.took_s < 1, stretch
+
+
+async def test_a_request_that_was_on_its_way_when_it_stops(
+    settings: Settings, directory: Directory
+) -> None:
+    """It is answered, and told that its connection ends: a client has nothing to repeat."""
+    async with started(settings) as process:
+        port = process.ports[0]
+        async with raw(f"http://127.0.0.1:{port}") as client:
+            request = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
+            await client.send(request)
+            assert "connection" not in (await client.answer()).headers
+            process.stop.set()
+            await until(lambda: not is_listening(port))
+            await client.send(request)
+            answer = await client.answer()
+            assert (answer.status, answer.headers["connection"]) == (200, "close")
+            assert await client.reader.read() == b""
+
+
+def is_listening(port: int) -> bool:
+    """Tell whether a port takes connections."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def waiter(agent_id: str, begun: asyncio.Event) -> Agent:
