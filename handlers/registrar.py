@@ -13,7 +13,7 @@ from typing import Final
 
 from mesh import registry, streams
 from mesh.connection import Connection
-from mesh.directory import Directory
+from mesh.directory import Directory, read_directory
 from mesh.errors import (
     BrokerUnreachableError,
     MeshError,
@@ -65,7 +65,8 @@ class Registrar:
         self._settings = settings
         self._instance = instance
         self._silent_until = 0.0
-        self._has_reigned = False
+        self._reign_revision: int | None = None
+        """Of our last `reign` key; None before the first."""
 
     async def announce(self, agent: str, node: str, announcement: Announcement) -> Receipt:
         """Make an agent's mailbox, then show the agent."""
@@ -131,8 +132,7 @@ class Registrar:
         registrars, and the broker, has the time of the last `reign` key.
         """
         await asyncio.gather(*(self._end(one) for one in self._directory.endings()))
-        reign = Reign(node=self._instance.node, instance=self._instance.instance)
-        await self._put(registry.reign_key(reign.node), reign)
+        await self._put_reign()
 
     async def reign(self) -> None:
         """Say that a registrar is alive, and sweep, until cancelled.
@@ -141,6 +141,7 @@ class Registrar:
         the bucket shows nobody, and nobody must be called offline for that.
         """
         self._connection.on_reconnect(self._pause)
+        self._connection.elections.on_leader(streams.REGISTRY, self._pause)
         if self._directory.placements():
             await self._pause()
         key = registry.instance_key(self._instance.instance)
@@ -155,32 +156,49 @@ class Registrar:
                 await asyncio.sleep(left_s)
             try:
                 self._require_link()
-                await self._require_memory()
                 await self._put(key, self._instance, ttl_s=ttl_s)
                 await self._put_node(self._instance)
                 written_at = loop.time()
                 await self.sweep()
                 await self.settle()
-                self._has_reigned = True
+            except StreamMissingError as error:
+                logger.warning("the registry was deleted, and is made again: %s", error)
+                await self._make_again()
             except MeshError as error:
                 logger.warning("the registry cannot be written: %s", error)
             await asyncio.sleep(self._settings.heartbeat_s)
 
-    async def _require_memory(self) -> None:
-        """See that what we have written is there: nobody is told when a bucket is wiped or deleted.
+    async def _put_reign(self) -> None:
+        """Say that everything was looked at, in the place where we said so last.
 
-        If it is not, we know no more than the bucket: hosts announce again what is forgotten.
+        If that is empty, the bucket was wiped or deleted, of which nobody is told. We know no more
+        than the bucket then: hosts announce again what is forgotten.
         """
-        if not self._has_reigned:
-            return
+        reign = Reign(node=self._instance.node, instance=self._instance.instance)
+        key = registry.reign_key(reign.node)
         try:
-            if await registry.holds(self._connection, registry.reign_key(self._instance.node)):
-                return
-        except StreamMissingError:
+            entry = await registry.put(
+                self._connection, key, reign, expected_revision=self._reign_revision
+            )
+        except PublishRefusedError as refused:
+            if refused.err_code != registry.CHANGED:
+                raise
+            # Or another registrar of this node was faster.
+            self._reign_revision = None
+            if not await registry.holds(self._connection, key):
+                logger.warning("the registry was wiped: every process is to announce itself again")
+            await read_directory(self._connection, self._directory)
+        else:
+            self._reign_revision = entry.revision
+            self._directory.apply(entry)
+
+    async def _make_again(self) -> None:
+        self._reign_revision = None
+        try:
             await ensure_streams(self._connection, self._settings)
-        logger.warning("the registry was wiped; every process is asked to announce itself again")
-        self._directory.begin_reading()
-        self._directory.replace(await registry.read_registry(self._connection))
+            await read_directory(self._connection, self._directory)
+        except MeshError as error:
+            logger.warning("the registry cannot be made: %s", error)
 
     def _require_link(self) -> None:
         # A write into the buffer of a lost connection would go out before the grace has begun.

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from handlers.registrar import Registrar, refusal
 from mesh import headers as h
 from mesh import registry, streams, subjects
-from mesh.errors import MeshError
+from mesh.errors import BrokerUnreachableError, MeshError
+from mesh.provision import UNAVAILABLE
 from schemas.frame import ErrorBody, ErrorDetail
 from schemas.registry import (
     AgentView,
@@ -47,6 +48,8 @@ def refuse(error: MeshError) -> Receipt:
 @failures.add_handler(APIError, publish=True)
 def refuse_mailbox(error: APIError) -> Receipt:
     """Tell a host why its mailbox cannot be made."""
+    if error.code == UNAVAILABLE:
+        return refusal(BrokerUnreachableError.code, f"the broker is not ready: {error.description}")
     return refusal("card_refused", f"the broker refuses the mailbox: {error.description}")
 
 

@@ -49,7 +49,7 @@ class Watchdog:
             looked_at += LOOK_S + late_s
             if late_s > LOOK_S:
                 # A machine asleep, a stopped process: nobody could give a sign, nor hear one.
-                self._seen_at += late_s
+                self._seen_at = min(self._seen_at + late_s, looked_at)
             silent_s = looked_at - self._seen_at
             if silent_s > self._limit_s:
                 logger.critical("deaf for %.0f s: ending the process", silent_s)

@@ -145,6 +145,8 @@ class MeshClient:
             BrokerUnreachableError: not connected.
         """
         await self._require_way(agent, node, timeout_s, wait=wait)
+        if not is_ping:
+            await self._require_room(agent, node)
         lineage.require_room(agent)
         call_id = os.urandom(16).hex()
         call = Call(call_id, agent, self._inbox.reply_subject(call_id, agent), timeout_s)
@@ -191,6 +193,7 @@ class MeshClient:
             AckLostError: JetStream did not say; the call may be stored.
         """
         await self._require_way(agent, node, timeout_s, wait=wait)
+        await self._require_room(agent, node)
         name = call_id or os.urandom(16).hex()
         instance = subjects.ANY_INSTANCE if call_id else self._caller.instance
         reply_subject = subjects.reply(self._caller.id, instance, name, agent)
@@ -259,6 +262,9 @@ class MeshClient:
             raise AgentOfflineError(message, agent=agent)
         if not self._connection.client.is_connected:
             await self._connection.require_connected(RECONNECT_PATIENCE_S)
+
+    async def _require_room(self, agent: str, node: str | None) -> None:
+        """Check that the mailbox holds fewer requests than the agent's card allows."""
         record = self.directory.agent_record(agent)
         if record is not None and record.card.mailbox_max is not None:
             await self._outbox.require_room(agent, node, record.card.mailbox_max)

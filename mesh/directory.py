@@ -4,20 +4,32 @@ Loaded once for a command, followed for a long-lived process. Answers without as
 that the data path needs nobody but the broker and the agent.
 """
 
+import asyncio
 import difflib
+import logging
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from typing import Final
 
 from nats.aio.msg import Msg
 
 from mesh import registry, subjects
 from mesh.connection import Connection
-from mesh.errors import AgentNotFoundError, AgentNotOnNodeError, NodeNotFoundError
+from mesh.errors import (
+    AgentNotFoundError,
+    AgentNotOnNodeError,
+    NodeNotFoundError,
+    TransportError,
+)
 from mesh.history import is_stored_under
 from mesh.records import Records
 from mesh.standing import AgentStanding, Ending, NodeStanding
 from mesh.streams import REGISTRY
 from schemas.registry import AgentView, Instance, NodeView, RegistryView, State
+
+logger = logging.getLogger(__name__)
+
+RETRY_PAUSE_S: Final = 0.5
 
 
 class Directory(Records):
@@ -25,6 +37,8 @@ class Directory(Records):
 
     def __init__(self) -> None:
         super().__init__()
+        self.reading = asyncio.Lock()
+        """Held while the whole registry is read."""
         self._standings: tuple[int, tuple[AgentStanding, ...]] = (-1, ())
         """With the version it was made of."""
 
@@ -199,6 +213,44 @@ async def load_directory(connection: Connection) -> Directory:
     return directory
 
 
+async def read_directory(connection: Connection, directory: Directory) -> None:
+    """Read the whole registry into a directory that somebody follows.
+
+    Raises what `load_directory` raises.
+    """
+    # One at a time: an older reading would undo what was heard since a newer one began.
+    async with directory.reading:
+        directory.begin_reading()
+        directory.replace(await registry.read_registry(connection))
+
+
+class _Reader:
+    """Reads the registry again when something of it may have been missed."""
+
+    def __init__(self, connection: Connection, directory: Directory) -> None:
+        self._connection = connection
+        self._directory = directory
+        self._is_waiting = False
+
+    async def read_again(self) -> None:
+        """Read until that succeeds, or the connection is lost: the next reconnect reads then."""
+        if self._is_waiting:
+            return  # For the one that is under way: what made us come will be in the next.
+        self._is_waiting = True
+        try:
+            async with self._directory.reading:
+                pass
+        finally:
+            self._is_waiting = False
+        while self._connection.client.is_connected:
+            try:
+                await read_directory(self._connection, self._directory)
+                break
+            except TransportError as error:
+                logger.warning("reading the registry again: %s", error)
+            await asyncio.sleep(RETRY_PAUSE_S)
+
+
 @asynccontextmanager
 async def follow_directory(connection: Connection) -> AsyncIterator[Directory]:
     """Read the registry, and keep up with its changes until the end.
@@ -207,6 +259,7 @@ async def follow_directory(connection: Connection) -> AsyncIterator[Directory]:
     election: a watch would be blind for up to 17 s after a broker restart.
     """
     directory = Directory()
+    reader = _Reader(connection, directory)
 
     async def on_event(message: Msg) -> None:
         key = message.subject.removeprefix(registry.EVENT_PREFIX)
@@ -219,22 +272,18 @@ async def follow_directory(connection: Connection) -> AsyncIterator[Directory]:
         revision = int(headers.get("Nats-Sequence", 0))
         entry = registry.Entry.read(key, headers, message.data, revision)
         if directory.is_of_another_bucket(entry):
-            connection.start_hook(read_again)
+            connection.start_hook(reader.read_again)
         directory.apply(entry)
-
-    async def read_again() -> None:
-        directory.begin_reading()
-        directory.replace(await registry.read_registry(connection))
 
     # Listen first, then read: nothing falls between.
     subscription = await connection.client.subscribe(subjects.REGISTRY_EVENTS, cb=on_event)
-    connection.on_reconnect(read_again)
-    connection.elections.on_leader(REGISTRY, read_again)
+    connection.on_reconnect(reader.read_again)
+    connection.elections.on_leader(REGISTRY, reader.read_again)
     try:
-        await read_again()
+        await read_directory(connection, directory)
         yield directory
     finally:
-        connection.drop_hook(read_again)
-        connection.elections.drop(REGISTRY, read_again)
+        connection.drop_hook(reader.read_again)
+        connection.elections.drop(REGISTRY, reader.read_again)
         if not connection.client.is_closed:
             await subscription.unsubscribe()

@@ -173,7 +173,7 @@ class Execution:
             await writer.error(failure)
             return
         try:
-            await writer.final(body, content_type)
+            await writer.final(body, content_type, is_held=True)
         except InvalidInputError as error:  # The answer is over the broker's limit.
             await writer.error(error)
 

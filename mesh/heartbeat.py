@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 
 from mesh import registry
 from mesh.connection import Connection
-from mesh.errors import BrokerUnreachableError, ProtocolError
+from mesh.errors import MeshError
 from schemas.registry import Heartbeat, Instance
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ async def beat_forever(
             if not was_heard:
                 logger.info("the registrar answers again")
             was_heard = True
-        except (BrokerUnreachableError, ProtocolError) as error:
+        except MeshError as error:
             if was_heard:
                 logger.warning("%s; calls go on without it", error)
             was_heard = False

@@ -18,6 +18,7 @@ from nats.js.errors import APIError, NotFoundError
 from mesh import headers as h
 from mesh.connection import Connection
 from mesh.errors import BrokerUnreachableError, StreamMissingError, TransportError
+from mesh.publisher import STALLED
 
 BATCH: Final = 1_000
 TIMEOUT_S: Final = 5.0
@@ -93,7 +94,7 @@ async def read_last(connection: Connection, stream: str, subject: str) -> Stored
     try:
         answer = await connection.client.request(request, timeout=TIMEOUT_S)
     except nats.errors.NoRespondersError as error:
-        raise StreamMissingError(f"the broker has no stream {stream}; run `mesh up`") from error
+        raise await _absence(connection, stream) from error
     except nats.errors.Error as error:
         raise BrokerUnreachableError(f"cannot read {stream}: {error}") from error
     headers = answer.headers or {}
@@ -192,6 +193,8 @@ async def _read_batch(
         await client.publish(f"$JS.API.DIRECT.GET.{stream}", orjson.dumps(request), reply=inbox)
         async with asyncio.timeout(TIMEOUT_S):
             return await _collect(queue, stream)
+    except StreamMissingError as error:
+        raise await _absence(connection, stream) from error
     except TimeoutError:
         raise BrokerUnreachableError(f"reading {stream}: no answer in {TIMEOUT_S:g} s") from None
     except nats.errors.Error as error:
@@ -199,6 +202,22 @@ async def _read_batch(
     finally:
         if subscription is not None and not client.is_closed:
             await subscription.unsubscribe()
+
+
+async def _absence(connection: Connection, stream: str) -> TransportError:
+    """Return why nobody answers for a stream: there is none, or it was stopped.
+
+    nats-server stops a stream when a write has failed, and serves no direct reads of it then.
+    """
+    try:
+        await connection.client.jsm(timeout=TIMEOUT_S).stream_info(stream)
+    except nats.errors.TimeoutError:
+        pass
+    except (APIError, nats.errors.Error):
+        return StreamMissingError(
+            f"the broker has no stream {stream}: the mesh is not set up; run `mesh up`"
+        )
+    return BrokerUnreachableError(f"{stream} cannot be read: {STALLED}")
 
 
 async def _collect(queue: "asyncio.Queue[Msg]", stream: str) -> tuple[list[StoredMessage], int]:
@@ -212,9 +231,7 @@ async def _collect(queue: "asyncio.Queue[Msg]", stream: str) -> tuple[list[Store
         if status == "404":
             return found, 0
         if status == "503":
-            raise StreamMissingError(
-                f"the broker has no stream {stream}: the mesh is not set up; run `mesh up`"
-            )
+            raise StreamMissingError(f"nobody answers for {stream}")
         if status is not None:
             raise TransportError(f"reading {stream}: {headers.get('Description', status)}")
         found.append(

@@ -20,7 +20,7 @@ from mesh import codec, subjects
 from mesh import headers as h
 from mesh.background import BackgroundTasks
 from mesh.callers import Caller, Lineage
-from mesh.calls import Call, StoredCall
+from mesh.calls import Call, CallState, StoredCall
 from mesh.connection import Connection
 from mesh.errors import (
     AckLostError,
@@ -31,14 +31,12 @@ from mesh.errors import (
     TransportError,
 )
 from mesh.pressure import Pressure
-from mesh.publisher import RETRY_PAUSE_S, PubAck, is_subject_full
+from mesh.publisher import RETRY_PAUSE_S, STALLED, STALLED_AFTER, PubAck, is_subject_full
 from mesh.replies import frame_lifetime_s
 from schemas.frame import CancelBody, FrameKind, StoredBody
 
 logger = logging.getLogger(__name__)
 
-STALLED_AFTER: Final = 2
-"""So many times a broker that is there may leave a request unacknowledged."""
 RECORD_AFTER_S: Final = 0.2
 """Fast calls pay nothing; a slow one is put on record once."""
 PLACE_PATIENCE_S: Final = 2.0
@@ -235,13 +233,9 @@ class Outbox:
         strikes = strikes + 1 if await self._publisher.is_answered_elsewhere(error) else 0
         if call.is_done:
             return
-        if strikes >= STALLED_AFTER:
-            call.fail(
-                AckLostError(
-                    "the broker is there and stores no requests, perhaps since its disk was full: "
-                    "`mesh doctor` tells; this one may be stored all the same"
-                )
-            )
+        # A call that is worked on is stored, whatever else is not acknowledged.
+        if strikes >= STALLED_AFTER and call.state is CallState.SENT:
+            call.fail(AckLostError(f"{STALLED}; this request may be stored all the same"))
             return
         try:
             await self._publish(call, request, strikes)

@@ -26,6 +26,8 @@ SHARE: Final = 0.5
 AT_LEAST_S: Final = 1
 AT_MOST_S: Final = 60
 REMEMBERED: Final = 1_000
+BLIND_S: Final = 5.0
+"""After a look that was not answered: callers must not wait in turn for one."""
 FRESH_S: Final = 0.05
 """How long a look stands for what is in a mailbox, together with what was sent since."""
 
@@ -85,7 +87,8 @@ class Pressure:
             now_s = asyncio.get_running_loop().time()
             if now_s - mailbox.counted_s > FRESH_S:
                 look = await self._look(inbox, now_s)
-                if look is None:
+                if look is None:  # Nor is it looked again before long.
+                    mailbox.counted_s, mailbox.count = now_s + BLIND_S, 0
                     return True
                 mailbox.counted_s, mailbox.count = now_s, look.waiting
             if mailbox.count >= limit:

@@ -6,6 +6,7 @@ difference. What is declared stands in `mesh.streams`.
 
 import asyncio
 import logging
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from dataclasses import replace as evolve
 from typing import Any, Final
@@ -13,7 +14,7 @@ from uuid import uuid4
 
 import nats.errors
 from nats.js.api import ConsumerConfig, StreamConfig
-from nats.js.errors import APIError, NotFoundError
+from nats.js.errors import APIError, NotFoundError, ServiceUnavailableError
 from nats.js.manager import JetStreamManager
 
 from mesh.connection import Connection
@@ -29,6 +30,10 @@ LEADER_PATIENCE_S: Final = 30.0
 LEADER_PAUSE_S: Final = 0.5
 NO_STORAGE: Final = 10047
 """JetStream error code: more is reserved than there is."""
+NO_PEERS: Final = 10005
+"""JetStream error code, on a cluster: no servers for a stream; the description says why."""
+IN_USE: Final = 10058
+"""JetStream error code: there is such a stream, with other settings."""
 SHARES: Final = (1, 1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64)
 """Of the room that the streams want; 370 MB are the least that the mesh runs with."""
 PROBE: Final = "MESH_ROOM"
@@ -61,7 +66,7 @@ async def ensure_streams(connection: Connection, settings: Settings) -> list[Dif
     try:
         return await _when_led(connection, settings)
     except APIError as error:
-        hint = ": give it more than 500 MB of disk" if error.err_code == NO_STORAGE else ""
+        hint = ": give it more than 500 MB of disk" if _lacks_room(error) else ""
         raise StreamConfigError(
             f"the broker refuses the mesh's streams: {error.description}{hint}",
             differences=[error.description],
@@ -77,11 +82,15 @@ async def _when_led(connection: Connection, settings: Settings) -> list[Differen
     while True:
         try:
             return await _declare(connection.client.jsm(timeout=20.0), settings)
-        except APIError as error:
-            is_led = error.code != UNAVAILABLE or not is_clustered(connection.client)
-            if is_led or asyncio.get_running_loop().time() > deadline:
+        except (APIError, nats.errors.TimeoutError) as error:
+            # A stream without a leader does not answer; nor, without one, does the cluster.
+            is_waiting = is_clustered(connection.client) and (
+                isinstance(error, nats.errors.TimeoutError | ServiceUnavailableError)
+                or error.code == UNAVAILABLE
+            )
+            if not is_waiting or asyncio.get_running_loop().time() > deadline:
                 raise
-            logger.info("waiting for the cluster: %s", error.description)
+            logger.info("waiting for the cluster: %s", error)
         await asyncio.sleep(LEADER_PAUSE_S)
 
 
@@ -94,7 +103,12 @@ async def _declare(manager: JetStreamManager, settings: Settings) -> list[Differ
         else:
             differences += _compare(config, found)
     for config in await _fit(manager, missing):
-        await manager.add_stream(config)
+        try:
+            await manager.add_stream(config)
+        except APIError as error:
+            # Another control plane that starts at this moment may have given it more, or less.
+            if error.err_code != IN_USE:
+                raise
     for stream, consumer in control_consumers():
         await ensure_consumer(manager, stream, consumer)
     return differences
@@ -112,6 +126,8 @@ async def _fit(manager: JetStreamManager, configs: list[StreamConfig]) -> list[S
 
     It reserves `max_bytes`, and by default has three quarters of what is free on its disk.
     """
+    if configs:
+        await _remove_probes(manager)
     wanted = sum(config.max_bytes or 0 for config in configs)
     for share in SHARES if configs else ():
         fitted = [evolve(one, max_bytes=int((one.max_bytes or 0) * share)) for one in configs]
@@ -123,10 +139,10 @@ async def _fit(manager: JetStreamManager, configs: list[StreamConfig]) -> list[S
         try:
             await manager.add_stream(probe)
         except APIError as error:
-            if error.err_code != NO_STORAGE or share == SHARES[-1]:
+            if not _lacks_room(error) or share == SHARES[-1]:
                 raise
             continue
-        await manager.delete_stream(str(probe.name))
+        await _delete(manager, str(probe.name))
         if share < 1:
             logger.warning(
                 "the broker has little room: the streams may hold %d MB together, not %d",
@@ -148,6 +164,23 @@ async def check_streams(connection: Connection, settings: Settings) -> list[Diff
         else:
             differences += _compare(config, found)
     return differences
+
+
+async def _remove_probes(manager: JetStreamManager) -> None:
+    """Give back what a probe has reserved whose process was killed."""
+    for info in await manager.streams_info():
+        if str(info.config.name).startswith(PROBE):
+            await _delete(manager, str(info.config.name))
+
+
+async def _delete(manager: JetStreamManager, name: str) -> None:
+    with suppress(NotFoundError):  # Another control plane that starts at this moment was faster.
+        await manager.delete_stream(name)
+
+
+def _lacks_room(error: APIError) -> bool:
+    is_full = error.err_code == NO_PEERS and "insufficient storage" in (error.description or "")
+    return is_full or error.err_code == NO_STORAGE
 
 
 def _compare(declared: StreamConfig, found: StreamConfig) -> list[Difference]:

@@ -37,6 +37,11 @@ included, closes a nats-py client for ever."""
 EXPIRY_CHECK_S: Final = 1.0
 RETRY_PAUSE_S: Final = 0.2
 
+STALLED_AFTER: Final = 2
+"""So many times a broker that is there may leave a message unacknowledged."""
+STALLED: Final = (
+    "the broker is there and stores nothing, perhaps since its disk was full: `mesh doctor` tells"
+)
 ALIVE_S: Final = 2.0
 """How quickly a broker answers that is there."""
 
@@ -67,6 +72,7 @@ class Publisher:
         self._tokens = count()
         self._waiting: dict[str, _Waiting] = {}
         """In the order of sending, so that the oldest come first."""
+        self._looking: asyncio.Future[bool] | None = None
 
     async def start(self) -> None:
         """Subscribe to the acknowledgements."""
@@ -77,9 +83,13 @@ class Publisher:
     async def expire_forever(self) -> None:
         """Fail what was not acknowledged in time, until cancelled. One clock for all of it."""
         loop = asyncio.get_running_loop()
+        looked_at = loop.time()
         while True:
             await asyncio.sleep(EXPIRY_CHECK_S)
-            overdue = loop.time() - ACK_TIMEOUT_S
+            # Acknowledgements that came while we stood still have not been read yet.
+            is_late = loop.time() - looked_at > 2 * EXPIRY_CHECK_S
+            looked_at = loop.time()
+            overdue = looked_at - ACK_TIMEOUT_S
             for token, waiting in list(self._waiting.items()):
                 if waiting.sent_at > overdue:
                     break
@@ -88,7 +98,7 @@ class Publisher:
                     waiting.future,
                     AckLostError(
                         f"no acknowledgement for {ACK_TIMEOUT_S:g} s",
-                        is_overdue=self._client.is_connected,
+                        is_overdue=self._client.is_connected and not is_late,
                     ),
                 )
 
@@ -154,11 +164,15 @@ class Publisher:
             PayloadTooLargeError: it is over the broker's limit.
         """
         deadline = asyncio.get_running_loop().time() + give_up_s
+        strikes = 0
         while True:
             try:
                 return await (await self.submit(subject, body, headers))
-            except AckLostError:
+            except AckLostError as error:
                 headers = {**headers, h.RETRY: "1"}
+                strikes = strikes + 1 if await self.is_answered_elsewhere(error) else 0
+                if strikes >= STALLED_AFTER:
+                    raise BrokerUnreachableError(STALLED) from error
             except BrokerUnreachableError:
                 if self._client.is_closed:
                     raise
@@ -184,6 +198,12 @@ class Publisher:
         """
         if not error.fields.get("is_overdue") or is_clustered(self._client):
             return False
+        # One look for all that is overdue.
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.ensure_future(self._is_alive())
+        return await asyncio.shield(self._looking)
+
+    async def _is_alive(self) -> bool:
         try:
             await self._client.request("$JS.API.INFO", timeout=ALIVE_S)
         except nats.errors.Error:

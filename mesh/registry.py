@@ -16,7 +16,13 @@ from nats.aio.msg import Msg
 from mesh import codec, subjects
 from mesh import headers as h
 from mesh.connection import Connection
-from mesh.errors import BrokerUnreachableError, CardRefusedError, ProtocolError
+from mesh.errors import (
+    BrokerUnreachableError,
+    CardRefusedError,
+    ProtocolError,
+    StreamMissingError,
+    TransportError,
+)
 from mesh.history import read_history, read_last, stored_ns
 from mesh.streams import REGISTRY
 from schemas.base import WireModel
@@ -37,6 +43,10 @@ CHANGED: Final = 10071
 """JetStream error code: the key has another revision than the writer expected."""
 
 
+_PASSING: Final = frozenset(
+    one.code for one in (TransportError, BrokerUnreachableError, StreamMissingError)
+)
+"""What a registrar says of the broker, not of the card: it passes."""
 TOMBSTONE_S: Final = 3600.0
 """How long a deletion stays to be read; instance ids are never used again, so none must stay."""
 
@@ -152,6 +162,8 @@ async def announce(
     subject = subjects.announce(agent, instance.node)
     reply_to = subjects.reply(agent, instance.instance, uuid4().hex, agent)
     receipt = await _ask_registrar(connection, subject, announcement, reply_to, timeout_s)
+    if receipt.code in _PASSING:
+        raise BrokerUnreachableError(f"the registrar cannot register now: {receipt.message}")
     if not receipt.ok:
         raise CardRefusedError(receipt.message, agent=announcement.card.id, reason=receipt.code)
     return receipt

@@ -5,19 +5,30 @@ the second is a duplicate and nobody sees it. Does not run handlers; see `mesh.e
 """
 
 import asyncio
+import logging
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from typing import Final
 
 from mesh import headers as h
 from mesh.connection import Connection
-from mesh.errors import AckLostError, BrokerUnreachableError, MeshError, StreamMissingError
+from mesh.errors import (
+    AckLostError,
+    BrokerUnreachableError,
+    MeshError,
+    StorageFullError,
+    StreamMissingError,
+)
 from mesh.frames import Frame, error_body
 from mesh.history import read_history, read_last
 from mesh.publisher import PubAck
 from mesh.streams import ACK_BACKOFF_S, REPLY, REPLY_DEDUPE_S
 from schemas.frame import FrameKind
+
+logger = logging.getLogger(__name__)
 
 MAX_UNACKNOWLEDGED: Final = 256
 """Chunks in flight of one answer; a faster handler waits."""
@@ -25,9 +36,10 @@ UNIQUE_CHARS: Final = 32
 """128 random bits in hexadecimal."""
 LEDGER_TRIES: Final = 4
 LEDGER_PAUSE_S: Final = 0.5
-ANSWER_KEPT_S: Final = (20.0, 600.0)
-"""An answer that cannot be stored is held, with its slot, as long as somebody may wait for it: the
-work is done, and may have cost money. For so long at least, and at most."""
+HELD_S: Final = 600.0
+"""An answer that cannot be stored is held, with its slot, as long as somebody may wait for it, and
+at most for so long: the work is done, and may have cost money."""
+HELD_PAUSE_S: Final = 1.0
 REREAD_AFTER_S: Final = REPLY_DEDUPE_S - 20.0
 """A handler that ran longer looks into the ledger again: dedupe may have forgotten the call."""
 
@@ -93,14 +105,19 @@ class ReplyWriter:
         if len(self._unacknowledged) >= MAX_UNACKNOWLEDGED:
             await self._confirm(next(iter(self._unacknowledged)))
 
-    async def final(self, body: bytes, content_type: str) -> None:
-        """Write the whole answer, and return when JetStream has it.
+    async def final(self, body: bytes, content_type: str, *, is_held: bool = False) -> None:
+        """Write the whole answer, and return when JetStream has it, or another attempt's.
+
+        With `is_held` it is tried for as long as somebody may wait; else for 20 s.
 
         Raises:
             PublishRefusedError: JetStream does not take it; the request must come again.
+            BrokerUnreachableError: JetStream does not say; the request must come again.
             PayloadTooLargeError: the answer is over the broker's limit.
         """
-        await self._terminate(FrameKind.FINAL, body, content_type)
+        left_s = self._address.lifetime_s - (time.monotonic() - self._started)
+        held_s = min(left_s, HELD_S) if is_held else 0.0
+        await self._terminate(FrameKind.FINAL, body, content_type, held_s=held_s)
 
     async def error(self, error: MeshError) -> None:
         """Write that the call failed, and return when JetStream has it."""
@@ -111,10 +128,17 @@ class ReplyWriter:
             await self._terminate(FrameKind.ERROR, error_body(error), h.JSON, error.code)
 
     async def _terminate(
-        self, kind: FrameKind, body: bytes, content_type: str, code: str = ""
+        self,
+        kind: FrameKind,
+        body: bytes,
+        content_type: str,
+        code: str = "",
+        *,
+        held_s: float = 0.0,
     ) -> None:
+        held_until = time.monotonic() + held_s
         for seq in list(self._unacknowledged):
-            await self._confirm(seq)
+            await self._hold(partial(self._confirm, seq), held_until)
         headers = self._headers(kind, content_type, self._chunks)
         if code:
             headers[h.CODE] = code
@@ -122,20 +146,37 @@ class ReplyWriter:
             self._publisher.require_size(body, headers)
             await self._connection.client.publish(self._address.subjects[0], body, headers=headers)
             return
-        if time.monotonic() - self._started > REREAD_AFTER_S and await is_answered(
-            self._connection, self._address.subjects[0], self._address.call_id
-        ):
-            return
-        least_s, most_s = ANSWER_KEPT_S
-        left_s = self._address.lifetime_s - (time.monotonic() - self._started)
-        keep_s = max(least_s, min(left_s, most_s))
         for place, subject in enumerate(self._address.subjects):
             message_id = _final_id(self._address, subject)
             # Dedupe is one table for the whole stream: each copy needs an id of its own.
             unique = f"{message_id}.{place}" if place else message_id
-            await self._publisher.publish(
-                subject, body, {**headers, h.MSG_ID: unique}, give_up_s=keep_s
-            )
+            sending = partial(self._store, subject, body, {**headers, h.MSG_ID: unique}, place)
+            await self._hold(sending, held_until)
+
+    async def _store(self, subject: str, body: bytes, headers: dict[str, str], place: int) -> None:
+        """Publish a terminal frame, unless the ledger has one that dedupe may have forgotten."""
+        is_late = time.monotonic() - self._started > REREAD_AFTER_S
+        if (
+            is_late
+            and not place
+            and await is_answered(self._connection, subject, self._address.call_id)
+        ):
+            return
+        await self._publisher.publish(subject, body, headers)
+
+    async def _hold(self, attempt: Callable[[], Awaitable[None]], until: float) -> None:
+        """Do what cannot be done at the moment again and again, until it is too late for it.
+
+        Each attempt is far shorter than dedupe remembers.
+        """
+        while True:
+            try:
+                return await attempt()
+            except (BrokerUnreachableError, StorageFullError) as error:
+                if self._connection.closed.is_set() or time.monotonic() > until:
+                    raise
+                logger.warning("the answer of %s is held: %s", self._address.call_id, error)
+            await asyncio.sleep(HELD_PAUSE_S)
 
     async def _confirm(self, seq: int) -> None:
         if (waiting := self._unacknowledged.get(seq)) is None:
@@ -143,7 +184,7 @@ class ReplyWriter:
         body, future = waiting
         try:
             await asyncio.shield(future)
-        except AckLostError:
+        except (AckLostError, StorageFullError):
             headers = self._headers(FrameKind.CHUNK, h.JSON, seq)
             headers[h.MSG_ID] = f"{self._address.call_id}.{self._address.attempt}.{seq}"
             await self._publisher.publish(self._address.subjects[0], body, headers)

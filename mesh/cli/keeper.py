@@ -17,9 +17,9 @@ from mesh.broker import EmbeddedBroker, OnLog, embedded_broker
 from mesh.errors import EmbeddedBrokerError
 from mesh.settings import Settings
 
-MAX_DEATHS: Final = 5
+MAX_STARTS: Final = 5
 PERIOD_S: Final = 60.0
-"""More deaths than that in a minute is no accident: a person must look."""
+"""More starts than that in a minute are no accident: a person must look."""
 HEALTH_S: Final = 2.0
 WRITE_FAILED: Final = " write error: "
 """What nats-server's health says of a stream that it has stopped."""
@@ -35,7 +35,7 @@ class BrokerKeeper:
         self._on_log = on_log
         self._stack = AsyncExitStack()
         self._broker: EmbeddedBroker | None = None
-        self._deaths: list[float] = []
+        self._starts: list[float] = []
         self.url = settings.nats_url
         self.monitor_url = ""
 
@@ -61,22 +61,21 @@ class BrokerKeeper:
             finally:
                 ending.cancel()
                 healing.cancel()
+            self._count_start()
             if ending.done():
-                self._count_death(ending.result())
-            else:
-                healing.result()
+                code = ending.result()
+                self._on_log("ERR", f"the broker ended (exit code {code}); starting it again")
             await self._stack.aclose()
             await self._start()
         await asyncio.Event().wait()
 
-    def _count_death(self, code: int) -> None:
+    def _count_start(self) -> None:
         now = time.monotonic()
-        self._deaths = [at for at in self._deaths if now - at < PERIOD_S] + [now]
-        if len(self._deaths) > MAX_DEATHS:
+        self._starts = [at for at in self._starts if now - at < PERIOD_S] + [now]
+        if len(self._starts) > MAX_STARTS:
             raise EmbeddedBrokerError(
-                f"the broker died {len(self._deaths)} times in a minute; see its log above"
+                f"the broker died {len(self._starts)} times in a minute; see its log above"
             )
-        self._on_log("ERR", f"the broker ended (exit code {code}); starting it again")
 
     async def _until_curable(self, broker: EmbeddedBroker) -> None:
         """Return when the broker has stopped a stream, and there is room to go on."""
@@ -86,12 +85,18 @@ class BrokerKeeper:
             complaint = await broker.complaint()
             if WRITE_FAILED not in complaint:
                 continue
-            if shutil.disk_usage(self._settings.data_dir).free >= ROOM_BYTES:
+            if self._free_bytes() >= ROOM_BYTES:
                 self._on_log("WRN", f"starting the broker again, as there is room now: {complaint}")
                 return
             if not is_told:
                 is_told = True
                 self._on_log("ERR", f"nothing is stored until there is room again: {complaint}")
+
+    def _free_bytes(self) -> int:
+        try:
+            return shutil.disk_usage(self._settings.data_dir).free
+        except OSError:
+            return 0
 
     async def _start(self) -> None:
         opened = embedded_broker(self._settings, on_log=self._on_log)

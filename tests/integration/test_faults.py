@@ -26,6 +26,7 @@ from mesh.provision import ensure_streams
 from mesh.runtime import AgentHost
 from mesh.settings import Settings
 from tests.brokers import KillableBroker
+from tests.calls import Held, own_mesh, question
 from tests.conftest import Running, control_plane, until
 from tests.proxy import FaultProxy, fault_proxy
 
@@ -294,3 +295,19 @@ async def test_a_broker_that_is_slow_is_there(tmp_path: Path) -> None:
         async with open_connection(broker.url, name="test hasty") as connection:
             assert connection.client.is_connected
         await frozen
+
+
+async def test_an_answer_is_held_while_the_broker_is_away(
+    settings: Settings, tmp_path: Path
+) -> None:
+    """Work that is done is not done again, though the broker stays away for half a minute."""
+    held = Held("holder")
+    async with own_mesh(settings, tmp_path, held.agent) as mesh:
+        call = await mesh.client.start("holder", question("holder"), timeout_s=120)
+        await until(lambda: held.started == 1)
+        away = asyncio.create_task(mesh.broker.kill(down_s=27))
+        await until(lambda: not mesh.connection.client.is_connected)
+        held.go.set()
+        await away
+        assert (await call.reply()).text == "hello, attempt 1"
+        assert held.started == 1
