@@ -28,6 +28,7 @@ from mesh.errors import (
     MailboxFullError,
     MeshError,
     PublishRefusedError,
+    StreamMissingError,
     TransportError,
 )
 from mesh.pressure import Pressure
@@ -196,8 +197,13 @@ class Outbox:
             self._repeat(call, request, strikes, error)
         elif isinstance(error, PublishRefusedError):
             self._tasks.start(self._fail(call, request, error))
+        elif isinstance(error, StreamMissingError):
+            self._tasks.start(self._fail_missing(call, request, error))
         elif isinstance(error, MeshError):
             call.fail(error)
+
+    async def _fail_missing(self, call: Call, request: Request, error: StreamMissingError) -> None:
+        call.fail(await self._publisher.explain(error, request.subject))
 
     async def _fail(self, call: Call, request: Request, error: PublishRefusedError) -> None:
         call.fail(await self._refusal(call.agent, request.subject, error))

@@ -15,6 +15,7 @@ import nats.errors
 import orjson
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.js.errors import APIError
 
 from mesh import headers as h
 from mesh.errors import (
@@ -168,6 +169,8 @@ class Publisher:
         while True:
             try:
                 return await (await self.submit(subject, body, headers))
+            except StreamMissingError as error:
+                raise await self.explain(error, subject) from error
             except AckLostError as error:
                 headers = {**headers, h.RETRY: "1"}
                 strikes = strikes + 1 if await self.is_answered_elsewhere(error) else 0
@@ -202,6 +205,14 @@ class Publisher:
         if self._looking is None or self._looking.done():
             self._looking = asyncio.ensure_future(self._is_alive())
         return await asyncio.shield(self._looking)
+
+    async def explain(self, error: StreamMissingError, subject: str) -> TransportError:
+        """Return why nobody took a message: no stream captures it, or that stream was stopped."""
+        try:
+            await self._client.jsm(timeout=ALIVE_S).find_stream_name_by_subject(subject)
+        except (APIError, nats.errors.Error):
+            return error
+        return BrokerUnreachableError(STALLED)
 
     async def _is_alive(self) -> bool:
         try:

@@ -22,7 +22,9 @@ PERIOD_S: Final = 60.0
 """More starts than that in a minute are no accident: a person must look."""
 HEALTH_S: Final = 2.0
 WRITE_FAILED: Final = " write error: "
-"""What nats-server's health says of a stream that it has stopped."""
+"""What nats-server's health says of a stream that it has stopped, for as long as it knows of it."""
+NO_SPACE: Final = "no space left on device"
+"""What its log says when that happens."""
 ROOM_BYTES: Final = 64 * 1024 * 1024
 """Free on the disk before it is tried again."""
 
@@ -32,12 +34,19 @@ class BrokerKeeper:
 
     def __init__(self, settings: Settings, *, on_log: OnLog) -> None:
         self._settings = settings
-        self._on_log = on_log
+        self._tell = on_log
+        self._trouble = ""
+        """What the broker has said of a write that failed."""
         self._stack = AsyncExitStack()
         self._broker: EmbeddedBroker | None = None
         self._starts: list[float] = []
         self.url = settings.nats_url
         self.monitor_url = ""
+
+    def _on_log(self, level: str, message: str) -> None:
+        if NO_SPACE in message and not self._trouble:
+            self._trouble = message
+        self._tell(level, message)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["BrokerKeeper"]:
@@ -82,8 +91,8 @@ class BrokerKeeper:
         is_told = False
         while True:
             await asyncio.sleep(HEALTH_S)
-            complaint = await broker.complaint()
-            if WRITE_FAILED not in complaint:
+            complaint = self._trouble or await broker.complaint()
+            if not self._trouble and WRITE_FAILED not in complaint:
                 continue
             if self._free_bytes() >= ROOM_BYTES:
                 self._on_log("WRN", f"starting the broker again, as there is room now: {complaint}")
@@ -99,6 +108,7 @@ class BrokerKeeper:
             return 0
 
     async def _start(self) -> None:
+        self._trouble = ""
         opened = embedded_broker(self._settings, on_log=self._on_log)
         self._broker = await self._stack.enter_async_context(opened)
         self.url, self.monitor_url = self._broker.url, self._broker.monitor_url

@@ -74,7 +74,6 @@ async def test_a_full_disk_is_told_and_recovered_from(disk: Path) -> None:
         await mesh.up.says("nothing is stored until there is room again: .*no space left")
         doctor = await mesh.run("doctor", MESH_NATS_MONITOR_URL=mesh.varz_url)
         assert "the broker is not healthy: " in doctor.out
-        assert "no space left" in doctor.out
 
         assert await mount("-o", f"remount,{ROOMY}", "tmpfs", str(disk))
         (disk / "other").unlink()
