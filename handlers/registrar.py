@@ -66,7 +66,7 @@ class Registrar:
         self._instance = instance
         self._silent_until = 0.0
         self._reign_revision: int | None = None
-        """Of our last `reign` key; None before the first."""
+        """Of our last `reign` key; None where the directory knows it."""
 
     async def announce(self, agent: str, node: str, announcement: Announcement) -> Receipt:
         """Make an agent's mailbox, then show the agent."""
@@ -176,6 +176,8 @@ class Registrar:
         """
         reign = Reign(node=self._instance.node, instance=self._instance.instance)
         key = registry.reign_key(reign.node)
+        if self._reign_revision is None:
+            self._reign_revision = self._directory.revision(key)
         try:
             entry = await registry.put(
                 self._connection, key, reign, expected_revision=self._reign_revision

@@ -101,6 +101,10 @@ class Records:
             record = None
         self._put(rest, record, entry) if record else self._drop(kind, rest)
 
+    def revision(self, key: str) -> int:
+        """Return the revision of a key, 0 where there is none."""
+        return self._revisions.get(key, 0)
+
     def begin_reading(self) -> None:
         """Remember the changes from here on: a full reading may be older than some of them."""
         self._recent = {}

@@ -14,7 +14,7 @@ from nats.aio.client import Client
 from mesh import Agent, ChatRequest
 from mesh.connection import Connection
 from mesh.directory import Directory, load_directory
-from mesh.errors import AgentNotFoundError, InvalidIdError, StreamMissingError
+from mesh.errors import AgentNotFoundError, InvalidIdError, TransportError
 from mesh.provision import check_streams, ensure_streams
 from mesh.runtime import describe_process
 from mesh.settings import Settings
@@ -184,7 +184,7 @@ async def test_a_registry_that_is_lost_comes_back(fault: str, tmp_path: Path) ->
         async def is_back() -> bool:
             try:
                 read = await load_directory(mesh.connection)
-            except StreamMissingError:
+            except TransportError:  # Missing, or made again at this moment.
                 return False
             known = read.agent_record("left")
             return known is not None and read.agent("left").state is State.ONLINE

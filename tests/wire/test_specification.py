@@ -112,7 +112,7 @@ def normalised(text: str) -> str:
         (r"seq-\d+", "seq-<sequence>"),
         (r"_INBOX\.\w+", "_INBOX.<token>"),
         (r"INBOX\.\d+", "INBOX.<sequence>"),
-        (r"(Nats-(?:Last-)?Sequence): \d+", r"\1: <sequence>"),
+        (r"(Nats-(?:Last-|Expected-Last-Subject-)?Sequence): \d+", r"\1: <sequence>"),
         (r"Nats-Time-Stamp: \S+", "Nats-Time-Stamp: <time>"),
         (r'"pid":\d+', '"pid":<pid>'),
         (r'"host":"[^"]*"', '"host":"<host>"'),
