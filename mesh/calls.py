@@ -74,7 +74,7 @@ class Call:
         self._final: Frame | None = None
         """The final frame, while chunks before it are missing."""
         self._outcome: Frame | MeshError | None = None
-        self._on_end: list[Callable[[], None]] = []
+        self._on_end: list[Callable[[], object]] = []
         self._news: list[asyncio.Future[None]] = []
         """Those who wait for the next frame that matters to them."""
         self._ready: deque[Frame] = deque()
@@ -92,7 +92,7 @@ class Call:
         """Whether the final frame is here, and chunks before it are not."""
         return self._final is not None and not self.is_done
 
-    def on_end(self, callback: Callable[[], None]) -> None:
+    def on_end(self, callback: Callable[[], object]) -> None:
         """Run `callback` when the call ends, however it does."""
         self._on_end.append(callback)
 

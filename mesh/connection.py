@@ -37,10 +37,8 @@ _DENIED: Final = re.compile(r'permissions violation for publish to "(.+)"')
 class Connection:
     """A nats-py client, its publisher, and the hooks that run after a reconnect or an election."""
 
-    def __init__(self, client: Client, *, is_guarded: bool = False) -> None:
+    def __init__(self, client: Client) -> None:
         self.client = client
-        self.is_guarded = is_guarded
-        """Whether it logged in as a user: there may be a border between accounts on its way."""
         _survive_unreadable(client)
         self.publisher = Publisher(client)
         self.closed = asyncio.Event()
@@ -131,8 +129,7 @@ async def open_connection(
         BrokerUnreachableError: there is no broker, or it refuses us.
     """
     client = MeshNatsClient()
-    prefix = _inbox_prefix(url)
-    connection = Connection(client, is_guarded=prefix != OPEN_INBOX_PREFIX)
+    connection = Connection(client)
     failure: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
     servers = [part.strip() for part in url.split(",")]
     misses = 0
@@ -167,7 +164,7 @@ async def open_connection(
         ping_interval=PING_INTERVAL_S,
         max_outstanding_pings=2,
         pending_size=8 * 1024 * 1024,
-        inbox_prefix=prefix,
+        inbox_prefix=_inbox_prefix(url),
         # `mesh.subjects` builds every subject from checked ids; a second look costs 5 % of a call.
         skip_subject_validation=True,
     )

@@ -18,7 +18,7 @@ from nats.js.errors import APIError, NotFoundError
 from mesh import headers as h
 from mesh.connection import Connection
 from mesh.errors import BrokerUnreachableError, StreamMissingError, TransportError
-from mesh.publisher import STALLED
+from mesh.silence import explain
 
 BATCH: Final = 1_000
 TIMEOUT_S: Final = 5.0
@@ -94,7 +94,7 @@ async def read_last(connection: Connection, stream: str, subject: str) -> Stored
     try:
         answer = await connection.client.request(request, timeout=TIMEOUT_S)
     except nats.errors.NoRespondersError as error:
-        raise await _absence(connection, stream) from error
+        raise await explain(connection.client, _missing(stream), subject) from error
     except nats.errors.Error as error:
         raise BrokerUnreachableError(f"cannot read {stream}: {error}") from error
     headers = answer.headers or {}
@@ -148,7 +148,7 @@ async def _get(connection: Connection, stream: str, **which: Any) -> StoredMessa
     except NotFoundError as error:
         if error.err_code == NO_MESSAGE:
             return None
-        raise StreamMissingError(f"the broker has no stream {stream}; run `mesh up`") from error
+        raise _missing(stream) from error
     except APIError as error:
         raise TransportError(f"reading {stream}: {error.description}") from error
     except nats.errors.Error as error:
@@ -194,7 +194,7 @@ async def _read_batch(
         async with asyncio.timeout(TIMEOUT_S):
             return await _collect(queue, stream)
     except StreamMissingError as error:
-        raise await _absence(connection, stream) from error
+        raise await explain(connection.client, error, subject) from error
     except TimeoutError:
         raise BrokerUnreachableError(f"reading {stream}: no answer in {TIMEOUT_S:g} s") from None
     except nats.errors.Error as error:
@@ -204,20 +204,10 @@ async def _read_batch(
             await subscription.unsubscribe()
 
 
-async def _absence(connection: Connection, stream: str) -> TransportError:
-    """Return why nobody answers for a stream: there is none, or it was stopped.
-
-    nats-server stops a stream when a write has failed, and serves no direct reads of it then.
-    """
-    try:
-        await connection.client.jsm(timeout=TIMEOUT_S).stream_info(stream)
-    except nats.errors.TimeoutError:
-        pass
-    except (APIError, nats.errors.Error):
-        return StreamMissingError(
-            f"the broker has no stream {stream}: the mesh is not set up; run `mesh up`"
-        )
-    return BrokerUnreachableError(f"{stream} cannot be read: {STALLED}")
+def _missing(stream: str) -> StreamMissingError:
+    return StreamMissingError(
+        f"the broker has no stream {stream}: the mesh is not set up; run `mesh up`"
+    )
 
 
 async def _collect(queue: "asyncio.Queue[Msg]", stream: str) -> tuple[list[StoredMessage], int]:
@@ -231,7 +221,7 @@ async def _collect(queue: "asyncio.Queue[Msg]", stream: str) -> tuple[list[Store
         if status == "404":
             return found, 0
         if status == "503":
-            raise StreamMissingError(f"nobody answers for {stream}")
+            raise _missing(stream)
         if status is not None:
             raise TransportError(f"reading {stream}: {headers.get('Description', status)}")
         found.append(

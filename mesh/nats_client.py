@@ -8,7 +8,7 @@ ten headers, which were a seventh of a call's time.
 
 from typing import Any, Final
 
-from nats.aio.client import Client
+from nats.aio.client import DEFAULT_INBOX_PREFIX, Client
 
 from mesh import headers as h
 
@@ -56,6 +56,14 @@ class MeshNatsClient(Client):
     @staticmethod
     def _parse_header_lines(raw: bytes) -> dict[str, str]:
         return decode_headers(raw)
+
+
+def is_guarded(client: Client) -> bool:
+    """Tell whether a client logged in as a user: there may be a border between accounts on its way.
+
+    Its inboxes are its own then, see `mesh.connection`.
+    """
+    return bytes(client._inbox_prefix) != DEFAULT_INBOX_PREFIX
 
 
 def is_clustered(client: Client) -> bool:

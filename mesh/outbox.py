@@ -32,8 +32,9 @@ from mesh.errors import (
     TransportError,
 )
 from mesh.pressure import Pressure
-from mesh.publisher import RETRY_PAUSE_S, STALLED, STALLED_AFTER, PubAck, is_subject_full
+from mesh.publisher import PubAck, is_subject_full
 from mesh.replies import frame_lifetime_s
+from mesh.silence import explain
 from schemas.frame import CancelBody, FrameKind, StoredBody
 
 logger = logging.getLogger(__name__)
@@ -92,6 +93,7 @@ class Outbox:
     """The sending side of one caller."""
 
     def __init__(self, connection: Connection) -> None:
+        self._client = connection.client
         self._publisher = connection.publisher
         self._pressure = Pressure(connection)
         self._tasks = BackgroundTasks()
@@ -124,12 +126,8 @@ class Outbox:
         """
         try:
             return await self._publisher.publish(request.subject, request.body, request.headers)
-        except PublishRefusedError as error:
-            raise await self._refusal(agent, request.subject, error) from error
-        except BrokerUnreachableError as error:
-            raise AckLostError(
-                f"the broker did not acknowledge the request, which may be stored: {error}"
-            ) from error
+        except TransportError as error:
+            raise await self._told(agent, request.subject, error) from error
 
     async def record(self, request: Request, sequence: int) -> None:
         """Write the `stored` frame of a request, and return when JetStream has it.
@@ -181,32 +179,39 @@ class Outbox:
         except MeshError as error:
             logger.warning("call %s goes on, though nobody waits: %s", call.id, error)
 
-    async def _publish(self, call: Call, request: Request, strikes: int = 0) -> None:
+    async def _publish(self, call: Call, request: Request) -> None:
         future = await self._publisher.submit(request.subject, request.body, request.headers)
-        future.add_done_callback(partial(self._on_ack, call, request, strikes))
+        future.add_done_callback(partial(self._on_ack, call, request))
 
-    def _on_ack(
-        self, call: Call, request: Request, strikes: int, acknowledged: "asyncio.Future[PubAck]"
-    ) -> None:
+    def _on_ack(self, call: Call, request: Request, acknowledged: "asyncio.Future[PubAck]") -> None:
         if acknowledged.cancelled():
             return
         error = acknowledged.exception()
         if error is None:
             call.stored(acknowledged.result().sequence)
+        elif call.is_done:
+            return
         elif isinstance(error, AckLostError):
-            self._repeat(call, request, strikes, error)
-        elif isinstance(error, PublishRefusedError):
-            self._tasks.start(self._fail(call, request, error))
-        elif isinstance(error, StreamMissingError):
-            self._tasks.start(self._fail_missing(call, request, error))
+            repeating = self._tasks.start(self._repeat(call, request.repeated(), error))
+            call.on_end(repeating.cancel)
         elif isinstance(error, MeshError):
-            call.fail(error)
+            self._tasks.start(self._fail(call, request, error))
 
-    async def _fail_missing(self, call: Call, request: Request, error: StreamMissingError) -> None:
-        call.fail(await self._publisher.explain(error, request.subject))
+    async def _repeat(self, call: Call, request: Request, lost: AckLostError) -> None:
+        """Send a request again: with the same Nats-Msg-Id it is stored once."""
+        try:
+            stored = await self._publisher.publish(
+                request.subject, request.body, request.headers, give_up_s=call.timeout_s, lost=lost
+            )
+        except MeshError as error:
+            # A call that is worked on is stored, whatever else is not acknowledged.
+            if call.state is CallState.SENT:
+                await self._fail(call, request, error)
+        else:
+            call.stored(stored.sequence)
 
-    async def _fail(self, call: Call, request: Request, error: PublishRefusedError) -> None:
-        call.fail(await self._refusal(call.agent, request.subject, error))
+    async def _fail(self, call: Call, request: Request, error: MeshError) -> None:
+        call.fail(await self._told(call.agent, request.subject, error))
 
     async def require_room(self, agent: str, node: str | None, limit: int) -> None:
         """Check that fewer than `limit` requests wait for an agent.
@@ -218,35 +223,21 @@ class Outbox:
         if not await self._pressure.has_room(inbox, limit):
             raise await self._full(agent, inbox)
 
-    async def _refusal(self, agent: str, inbox: str, error: PublishRefusedError) -> MeshError:
-        return await self._full(agent, inbox) if is_subject_full(error) else error
+    async def _told(self, agent: str, inbox: str, error: MeshError) -> MeshError:
+        """Return what a caller is told of a request that the broker has not acknowledged."""
+        if isinstance(error, StreamMissingError):
+            error = await explain(self._client, error, inbox)
+        if isinstance(error, BrokerUnreachableError):
+            return AckLostError(f"the request is not acknowledged, but may be stored: {error}")
+        if isinstance(error, PublishRefusedError) and is_subject_full(error):
+            return await self._full(agent, inbox)
+        return error
 
     async def _full(self, agent: str, inbox: str) -> MailboxFullError:
         after_s = await self._pressure.room_in_s(inbox)
         when = f"in {after_s} s" if after_s else "later"
         message = f"the mailbox of agent {agent!r} is full; try again {when}"
         return MailboxFullError(message, agent=agent, retry_after_s=after_s)
-
-    def _repeat(self, call: Call, request: Request, strikes: int, error: AckLostError) -> None:
-        if not call.is_done:
-            # The same Nats-Msg-Id: stored once, even if the first one had arrived.
-            self._tasks.start(self._publish_again(call, request.repeated(), strikes, error))
-
-    async def _publish_again(
-        self, call: Call, request: Request, strikes: int, error: AckLostError
-    ) -> None:
-        await asyncio.sleep(RETRY_PAUSE_S)
-        strikes = strikes + 1 if await self._publisher.is_answered_elsewhere(error) else 0
-        if call.is_done:
-            return
-        # A call that is worked on is stored, whatever else is not acknowledged.
-        if strikes >= STALLED_AFTER and call.state is CallState.SENT:
-            call.fail(AckLostError(f"{STALLED}; this request may be stored all the same"))
-            return
-        try:
-            await self._publish(call, request, strikes)
-        except MeshError as failure:
-            call.fail(failure)
 
     def _watch(self, call: Call, request: Request) -> None:
         loop = asyncio.get_running_loop()

@@ -15,6 +15,7 @@ from nats.js.errors import APIError
 
 from mesh import streams, subjects
 from mesh.connection import Connection
+from mesh.nats_client import is_guarded
 
 WINDOW_S: Final = 30.0
 APART_S: Final = 0.2
@@ -80,7 +81,7 @@ class Pressure:
         Each caller counts for itself, so many at once may be a few over. True where nobody can
         look: the broker's own limit holds.
         """
-        if self._connection.is_guarded:
+        if is_guarded(self._connection.client):
             return True
         mailbox = self._mailbox(inbox)
         async with mailbox.counting:
@@ -102,7 +103,7 @@ class Pressure:
         None at the first look, when the broker does not say in a second, and behind an account
         boundary, where nobody may look into another's mailbox.
         """
-        if self._connection.is_guarded:
+        if is_guarded(self._connection.client):
             return None
         mailbox = self._mailbox(inbox)
         looks, now_s = mailbox.looks, asyncio.get_running_loop().time()

@@ -15,7 +15,6 @@ import nats.errors
 import orjson
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.js.errors import APIError
 
 from mesh import headers as h
 from mesh.errors import (
@@ -29,6 +28,7 @@ from mesh.errors import (
     TransportError,
 )
 from mesh.nats_client import is_clustered
+from mesh.silence import STALLED, explain, is_alive
 
 ACK_TIMEOUT_S: Final = 5.0
 HEADROOM_BYTES: Final = 4096
@@ -40,12 +40,6 @@ RETRY_PAUSE_S: Final = 0.2
 
 STALLED_AFTER: Final = 2
 """So many times a broker that is there may leave a message unacknowledged."""
-STALLED: Final = (
-    "the broker is there and stores nothing, perhaps since its disk was full: `mesh doctor` tells"
-)
-ALIVE_S: Final = 2.0
-"""How quickly a broker answers that is there."""
-
 NOT_STORED: Final = 10077
 """JetStream error code: the stream does not take the message; the description says why."""
 NO_RESOURCES: Final = frozenset({10023, 10047})
@@ -152,74 +146,66 @@ class Publisher:
         return future
 
     async def publish(
-        self, subject: str, body: bytes, headers: dict[str, str], *, give_up_s: float = 20.0
+        self,
+        subject: str,
+        body: bytes,
+        headers: dict[str, str],
+        *,
+        give_up_s: float = 20.0,
+        lost: AckLostError | None = None,
     ) -> PubAck:
         """Send a message until it is acknowledged.
 
         A repeat carries the same `Nats-Msg-Id`, so that JetStream stores it once: give one.
+        `lost` is what became of it when it was sent before.
 
         Raises:
             PublishRefusedError: JetStream does not take it.
             StreamMissingError: no stream captures `subject`.
-            BrokerUnreachableError: no acknowledgement within `give_up_s`, or a few seconds more.
+            BrokerUnreachableError: no acknowledgement within `give_up_s`, or a few seconds more;
+                or none twice, though the broker answers otherwise.
             PayloadTooLargeError: it is over the broker's limit.
         """
         deadline = asyncio.get_running_loop().time() + give_up_s
         strikes = 0
         while True:
+            if lost is not None:
+                headers = {**headers, h.RETRY: "1"}
+                strikes = strikes + 1 if await self._is_ignored(lost) else 0
+                if strikes >= STALLED_AFTER:
+                    raise BrokerUnreachableError(STALLED) from lost
+                await self._wait_connected(deadline)
             try:
                 return await (await self.submit(subject, body, headers))
             except StreamMissingError as error:
-                raise await self.explain(error, subject) from error
+                raise await explain(self._client, error, subject) from error
             except AckLostError as error:
-                headers = {**headers, h.RETRY: "1"}
-                strikes = strikes + 1 if await self.is_answered_elsewhere(error) else 0
-                if strikes >= STALLED_AFTER:
-                    raise BrokerUnreachableError(STALLED) from error
-            except BrokerUnreachableError:
+                lost = error
+            except BrokerUnreachableError as error:
                 if self._client.is_closed:
                     raise
-            # The connection may be being re-made: what is sent then only fills its buffer.
-            await self._wait_connected(deadline)
+                lost = AckLostError(f"not sent: {error}")
             if asyncio.get_running_loop().time() > deadline:
                 raise BrokerUnreachableError(
                     f"the broker acknowledged nothing on {subject} for {give_up_s:g} s"
                 )
 
     async def _wait_connected(self, deadline: float) -> None:
+        """Wait for either end: what is sent meanwhile would only fill the buffer."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(RETRY_PAUSE_S)
             if self._client.is_connected or self._client.is_closed or loop.time() > deadline:
                 return
 
-    async def is_answered_elsewhere(self, error: AckLostError) -> bool:
-        """Tell whether a broker that did not acknowledge in time answers all the same.
-
-        If it does so twice, its stream has stopped: since a write has failed, nats-server says no
-        more of that stream, and goes on with all the rest until it is started again.
-        """
-        if not error.fields.get("is_overdue") or is_clustered(self._client):
+    async def _is_ignored(self, lost: AckLostError) -> bool:
+        """Tell whether the broker answers, though it has not acknowledged a message in time."""
+        if not lost.fields.get("is_overdue") or is_clustered(self._client):
             return False
         # One look for all that is overdue.
         if self._looking is None or self._looking.done():
-            self._looking = asyncio.ensure_future(self._is_alive())
+            self._looking = asyncio.ensure_future(is_alive(self._client))
         return await asyncio.shield(self._looking)
-
-    async def explain(self, error: StreamMissingError, subject: str) -> TransportError:
-        """Return why nobody took a message: no stream captures it, or that stream was stopped."""
-        try:
-            await self._client.jsm(timeout=ALIVE_S).find_stream_name_by_subject(subject)
-        except (APIError, nats.errors.Error):
-            return error
-        return BrokerUnreachableError(STALLED)
-
-    async def _is_alive(self) -> bool:
-        try:
-            await self._client.request("$JS.API.INFO", timeout=ALIVE_S)
-        except nats.errors.Error:
-            return False
-        return True
 
     def forget_unacknowledged(self) -> None:
         """Fail what waits for an acknowledgement: after a reconnect most would wait in vain."""
@@ -239,7 +225,10 @@ class Publisher:
         waiting = self._waiting.pop(message.subject.rpartition(".")[2], None)
         if waiting is None or waiting.future.done():
             return
-        outcome = _read_ack(message, is_clustered=is_clustered(self._client))
+        outcome = _read_ack(message)
+        if isinstance(outcome, StreamMissingError) and is_clustered(self._client):
+            # Only the leader of a stream listens, and between two leaders nobody does.
+            outcome = AckLostError("no server of the cluster leads the stream at the moment")
         if isinstance(outcome, PubAck):
             waiting.future.set_result(outcome)
         else:
@@ -259,11 +248,8 @@ def _fail(future: "asyncio.Future[PubAck]", error: TransportError) -> None:
         future.exception()  # Nobody may be waiting: not an unretrieved exception.
 
 
-def _read_ack(message: Msg, *, is_clustered: bool) -> PubAck | TransportError:
+def _read_ack(message: Msg) -> PubAck | TransportError:
     if message.headers and message.headers.get("Status") == "503":
-        if is_clustered:
-            # Only the leader of a stream listens, and between two leaders nobody does.
-            return AckLostError("no server of the cluster leads the stream at the moment")
         return StreamMissingError(
             "no stream takes this subject: the mesh is not set up on this broker; run `mesh up`"
         )

@@ -21,6 +21,7 @@ from nats.aio.subscription import Subscription
 from mesh.background import BackgroundTasks
 from mesh.connection import Connection
 from mesh.delivery import Delivery
+from mesh.nats_client import is_guarded
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +127,7 @@ class PullLoop:
             return
         if is_current:
             self._outstanding = max(0, self._outstanding - 1)
-        is_cut = self._connection.is_guarded and not message.data and not message.headers
+        is_cut = is_guarded(self._connection.client) and not message.data and not message.headers
         if is_current and is_cut:
             # Between accounts an empty message ends the answers to a pull (nats-server #6149):
             # what else it brought is lost until its ack_wait, so ask again on a fresh inbox.

@@ -39,6 +39,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
                 "mesh.publisher",
                 "mesh.connection",
                 "mesh.elections",
+                "mesh.silence",
                 "mesh.provision",
                 "mesh.history",
                 "mesh.delivery",

@@ -1,0 +1,46 @@
+"""Why a broker does not answer for a stream: it is away, has none such, or has stopped it.
+
+nats-server 2.15.1 stops a stream when a write has failed, since its disk was full, say. Nobody
+acknowledges then, and later nobody answers for that stream at all; with everything else the server
+goes on, until it is started again.
+"""
+
+from typing import Final
+
+import nats.errors
+from nats.aio.client import Client
+from nats.js.errors import APIError
+
+from mesh.errors import BrokerUnreachableError, StreamMissingError, TransportError
+from mesh.nats_client import is_guarded
+
+STALLED: Final = (
+    "the broker is there and stores nothing, perhaps since its disk was full: `mesh doctor` tells"
+)
+ALIVE_S: Final = 2.0
+"""How quickly a broker answers that is there."""
+
+
+async def is_alive(client: Client) -> bool:
+    """Tell whether the broker answers a question that no stream is needed for."""
+    try:
+        await client.request("$JS.API.INFO", timeout=ALIVE_S)
+    except nats.errors.Error:
+        return False
+    return True
+
+
+async def explain(client: Client, error: StreamMissingError, subject: str) -> TransportError:
+    """Return what it means that nobody answers for `subject` (wildcards allowed).
+
+    `error` where there is no stream, or this user may not ask; else the stream was stopped.
+    """
+    if is_guarded(client):
+        return error
+    try:
+        await client.jsm(timeout=ALIVE_S).find_stream_name_by_subject(subject)
+    except nats.errors.TimeoutError:  # A stream that was stopped does not answer this either.
+        return BrokerUnreachableError(STALLED)
+    except (APIError, nats.errors.Error):
+        return error
+    return BrokerUnreachableError(STALLED)
