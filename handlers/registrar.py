@@ -186,9 +186,8 @@ class Registrar:
             if refused.err_code != registry.CHANGED:
                 raise
             # Or another registrar of this node was faster.
+            logger.warning("the registry is not as it was left: it is read again")
             self._reign_revision = None
-            if not await registry.holds(self._connection, key):
-                logger.warning("the registry was wiped: every process is to announce itself again")
             await read_directory(self._connection, self._directory)
         else:
             self._reign_revision = entry.revision

@@ -220,8 +220,12 @@ async def read_directory(connection: Connection, directory: Directory) -> None:
     """
     # One at a time: an older reading would undo what was heard since a newer one began.
     async with directory.reading:
-        directory.begin_reading()
-        directory.replace(await registry.read_registry(connection))
+        await _read(connection, directory)
+
+
+async def _read(connection: Connection, directory: Directory) -> None:
+    directory.begin_reading()
+    directory.replace(await registry.read_registry(connection))
 
 
 class _Reader:
@@ -230,25 +234,24 @@ class _Reader:
     def __init__(self, connection: Connection, directory: Directory) -> None:
         self._connection = connection
         self._directory = directory
-        self._is_waiting = False
+        self._is_wanted = False
 
     async def read_again(self) -> None:
         """Read until that succeeds, or the connection is lost: the next reconnect reads then."""
-        if self._is_waiting:
-            return  # For the one that is under way: what made us come will be in the next.
-        self._is_waiting = True
-        try:
-            async with self._directory.reading:
-                pass
-        finally:
-            self._is_waiting = False
+        if self._is_wanted:
+            return  # One that has not begun yet will see what made us come.
+        self._is_wanted = True
         while self._connection.client.is_connected:
             try:
-                await read_directory(self._connection, self._directory)
-                break
+                async with self._directory.reading:
+                    self._is_wanted = False
+                    await _read(self._connection, self._directory)
+                return
             except TransportError as error:
                 logger.warning("reading the registry again: %s", error)
-            await asyncio.sleep(RETRY_PAUSE_S)
+                self._is_wanted = True
+                await asyncio.sleep(RETRY_PAUSE_S)
+        self._is_wanted = False
 
 
 @asynccontextmanager

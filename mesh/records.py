@@ -67,7 +67,8 @@ class Records:
         self._watched = Sign(0, 0.0, "")
         """When a registrar last looked at the whole registry."""
         self._clock = BrokerClock()
-        self._newest: registry.Entry | None = None
+        self._newest = (0, 0)
+        """Revision and time of the newest change."""
 
     def is_of_another_bucket(self, entry: registry.Entry) -> bool:
         """Tell whether a change is later than what we know, and has an earlier revision.
@@ -75,17 +76,16 @@ class Records:
         Then the bucket was deleted and made again: all that we know is of the old one, and would
         hide what is in the new one.
         """
-        newest = self._newest
-        is_earlier = newest is not None and entry.revision < newest.revision
-        return is_earlier and newest is not None and entry.stored_ns > newest.stored_ns > 0
+        revision, stored_ns = self._newest
+        return entry.revision < revision and entry.stored_ns > stored_ns
 
     def apply(self, entry: registry.Entry) -> None:
         """Take in one change, unless a newer one of the same key is known."""
         if entry.revision < self._revisions.get(entry.key, 0):
             return
         self._revisions[entry.key] = entry.revision
-        if entry.stored_ns and (self._newest is None or entry.revision > self._newest.revision):
-            self._newest = entry
+        if entry.stored_ns:
+            self._newest = max(self._newest, (entry.revision, entry.stored_ns))
         if self._recent is not None:
             self._recent[entry.key] = entry
         if entry.stored_ns:
@@ -119,7 +119,7 @@ class Records:
         self._signs.clear()
         self._last_signs.clear()
         self._watched = Sign(0, 0.0, "")
-        self._newest = None
+        self._newest = (0, 0)
         # The broker may be another machine by now, with a clock of its own.
         self._clock.reset()
         self.version += 1

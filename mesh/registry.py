@@ -23,7 +23,7 @@ from mesh.errors import (
     StreamMissingError,
     TransportError,
 )
-from mesh.history import read_history, read_last, stored_ns
+from mesh.history import read_history, stored_ns
 from mesh.streams import REGISTRY
 from schemas.base import WireModel
 from schemas.registry import (
@@ -105,16 +105,6 @@ async def read_registry(connection: Connection, filter_key: str = ">") -> list[E
         Entry.read(one.subject.removeprefix(KEY_PREFIX), one.headers, one.body, one.sequence)
         for one in stored
     ]
-
-
-async def holds(connection: Connection, key: str) -> bool:
-    """Tell whether there is anything under a key.
-
-    Raises:
-        StreamMissingError: there is no registry on this broker.
-        BrokerUnreachableError: no answer in time.
-    """
-    return await read_last(connection, REGISTRY, KEY_PREFIX + key) is not None
 
 
 async def put(
