@@ -51,13 +51,6 @@ class EmbeddedBroker:
         """Wait for the server to end, and return its exit code (-9: killed by signal 9)."""
         return await self._child.wait_for_all()
 
-    async def complaint(self) -> str:
-        """Return what the server says is wrong with it; empty where nothing is, or nobody says."""
-        with suppress(ValueError, OSError, http.client.HTTPException):
-            health = await asyncio.to_thread(_get, self.monitor_url, "/healthz")
-            return str(health.get("error", ""))
-        return ""
-
 
 @asynccontextmanager
 async def embedded_broker(

@@ -35,7 +35,9 @@ NO_PEERS: Final = 10005
 IN_USE: Final = 10058
 """JetStream error code: there is such a stream, with other settings."""
 SHARES: Final = (1, 1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64)
-"""Of the room that the streams want; 370 MB are the least that the mesh runs with."""
+"""Of the room that the streams want, which is 25 GB."""
+LEAST_MB: Final = 600
+"""Free on its disk, of which the broker takes three quarters: enough for the smallest share."""
 PROBE: Final = "MESH_ROOM"
 UNAVAILABLE: Final = 503
 """What JetStream answers, on a cluster, as long as nobody leads."""
@@ -66,9 +68,8 @@ async def ensure_streams(connection: Connection, settings: Settings) -> list[Dif
     try:
         return await _when_led(connection, settings)
     except APIError as error:
-        hint = ": give it more than 500 MB of disk" if _lacks_room(error) else ""
         raise StreamConfigError(
-            f"the broker refuses the mesh's streams: {error.description}{hint}",
+            f"the broker refuses the mesh's streams: {error.description}",
             differences=[error.description],
         ) from error
     except nats.errors.Error as error:
@@ -102,7 +103,7 @@ async def _declare(manager: JetStreamManager, settings: Settings) -> list[Differ
             missing.append(config)
         else:
             differences += _compare(config, found)
-    for config in await _fit(manager, missing):
+    for config in await _fit(manager, missing) if missing else ():
         try:
             await manager.add_stream(config)
         except APIError as error:
@@ -126,31 +127,31 @@ async def _fit(manager: JetStreamManager, configs: list[StreamConfig]) -> list[S
 
     It reserves `max_bytes`, and by default has three quarters of what is free on its disk.
     """
-    if configs:
-        await _remove_probes(manager)
-    wanted = sum(config.max_bytes or 0 for config in configs)
-    for share in SHARES if configs else ():
+    await _remove_probes(manager)
+    for share in SHARES:
         fitted = [evolve(one, max_bytes=int((one.max_bytes or 0) * share)) for one in configs]
-        probe = StreamConfig(
-            name=f"{PROBE}_{uuid4().hex}",
-            max_bytes=int(wanted * share),
-            num_replicas=configs[0].num_replicas,
-        )
-        try:
-            await manager.add_stream(probe)
-        except APIError as error:
-            if not _lacks_room(error) or share == SHARES[-1]:
-                raise
-            continue
-        await _delete(manager, str(probe.name))
-        if share < 1:
-            logger.warning(
-                "the broker has little room: the streams may hold %d MB together, not %d",
-                wanted * share / 1e6,
-                wanted / 1e6,
-            )
-        return fitted
-    return configs
+        wanted = sum(one.max_bytes or 0 for one in fitted)
+        if await _has_room(manager, wanted, configs[0].num_replicas):
+            if share < 1:
+                logger.warning("the broker has little room: the streams share %d MB", wanted / 1e6)
+            return fitted
+    raise StreamConfigError(
+        f"the broker has too little room for the mesh's streams: give it {LEAST_MB} MB of disk",
+        differences=[],
+    )
+
+
+async def _has_room(manager: JetStreamManager, wanted: int, replicas: int | None) -> bool:
+    """Tell whether so many bytes can be reserved: only by doing it."""
+    name = f"{PROBE}_{uuid4().hex}"
+    try:
+        await manager.add_stream(StreamConfig(name=name, max_bytes=wanted, num_replicas=replicas))
+    except APIError as error:
+        if _lacks_room(error):
+            return False
+        raise
+    await _delete(manager, name)
+    return True
 
 
 async def check_streams(connection: Connection, settings: Settings) -> list[Difference]:
@@ -169,7 +170,7 @@ async def check_streams(connection: Connection, settings: Settings) -> list[Diff
 async def _remove_probes(manager: JetStreamManager) -> None:
     """Give back what a probe has reserved whose process was killed."""
     for info in await manager.streams_info():
-        if str(info.config.name).startswith(PROBE):
+        if str(info.config.name).startswith(f"{PROBE}_"):
             await _delete(manager, str(info.config.name))
 
 

@@ -20,11 +20,9 @@ from mesh.settings import Settings
 MAX_STARTS: Final = 5
 PERIOD_S: Final = 60.0
 """More starts than that in a minute are no accident: a person must look."""
-HEALTH_S: Final = 2.0
-WRITE_FAILED: Final = " write error: "
-"""What nats-server's health says of a stream that it has stopped, for as long as it knows of it."""
+LOOK_S: Final = 2.0
 NO_SPACE: Final = "no space left on device"
-"""What its log says when that happens."""
+"""What nats-server logs of a write that has failed. Its health may forget what it has stopped."""
 ROOM_BYTES: Final = 64 * 1024 * 1024
 """Free on the disk before it is tried again."""
 
@@ -35,8 +33,7 @@ class BrokerKeeper:
     def __init__(self, settings: Settings, *, on_log: OnLog) -> None:
         self._settings = settings
         self._tell = on_log
-        self._trouble = ""
-        """What the broker has said of a write that failed."""
+        self._is_out_of_space = asyncio.Event()
         self._stack = AsyncExitStack()
         self._broker: EmbeddedBroker | None = None
         self._starts: list[float] = []
@@ -44,9 +41,9 @@ class BrokerKeeper:
         self.monitor_url = ""
 
     def _on_log(self, level: str, message: str) -> None:
-        if NO_SPACE in message and not self._trouble:
-            self._trouble = message
         self._tell(level, message)
+        if NO_SPACE in message:
+            self._is_out_of_space.set()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["BrokerKeeper"]:
@@ -64,7 +61,7 @@ class BrokerKeeper:
         """
         while self._broker is not None:
             ending = asyncio.create_task(self._broker.wait())
-            healing = asyncio.create_task(self._until_curable(self._broker))
+            healing = asyncio.create_task(self._until_curable())
             try:
                 await asyncio.wait({ending, healing}, return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -86,20 +83,15 @@ class BrokerKeeper:
                 f"the broker died {len(self._starts)} times in a minute; see its log above"
             )
 
-    async def _until_curable(self, broker: EmbeddedBroker) -> None:
-        """Return when the broker has stopped a stream, and there is room to go on."""
-        is_told = False
+    async def _until_curable(self) -> None:
+        """Return when the broker has run out of space, and there is room to go on."""
+        await self._is_out_of_space.wait()
+        self._tell("ERR", "the disk is full: nothing is stored until there is room again")
         while True:
-            await asyncio.sleep(HEALTH_S)
-            complaint = self._trouble or await broker.complaint()
-            if not self._trouble and WRITE_FAILED not in complaint:
-                continue
+            await asyncio.sleep(LOOK_S)
             if self._free_bytes() >= ROOM_BYTES:
-                self._on_log("WRN", f"starting the broker again, as there is room now: {complaint}")
-                return
-            if not is_told:
-                is_told = True
-                self._on_log("ERR", f"nothing is stored until there is room again: {complaint}")
+                break
+        self._tell("WRN", "starting the broker again, as there is room now")
 
     def _free_bytes(self) -> int:
         try:
@@ -108,7 +100,7 @@ class BrokerKeeper:
             return 0
 
     async def _start(self) -> None:
-        self._trouble = ""
+        self._is_out_of_space.clear()
         opened = embedded_broker(self._settings, on_log=self._on_log)
         self._broker = await self._stack.enter_async_context(opened)
         self.url, self.monitor_url = self._broker.url, self._broker.monitor_url

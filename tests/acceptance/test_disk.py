@@ -56,7 +56,7 @@ async def test_a_full_disk_is_told_and_recovered_from(disk: Path) -> None:
         running_mesh(clean_environ(disk / "data")) as mesh,
         mesh.start("run", "handlers.echo:agent") as host,
     ):
-        await mesh.up.says("the streams may hold")
+        await mesh.up.says("the streams share")
         await host.says("agent echo runs")
         kept = await mesh.run("send", "echo", "before", "--detach")
         assert (kept.code, kept.err) == (0, "")
@@ -71,7 +71,7 @@ async def test_a_full_disk_is_told_and_recovered_from(disk: Path) -> None:
         detached = await mesh.run("send", "echo", "--detach", stdin=body.encode())
         assert detached.code in (1, 6)
         assert "stores nothing, perhaps since its disk was full" in detached.err
-        await mesh.up.says("nothing is stored until there is room again: .*no space left")
+        await mesh.up.says("nothing is stored until there is room again")
         doctor = await mesh.run("doctor", MESH_NATS_MONITOR_URL=mesh.varz_url)
         assert "the broker is not healthy: " in doctor.out
 
