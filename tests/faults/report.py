@@ -45,11 +45,11 @@ def recoveries(attempts: Sequence[Attempt], blows: Sequence[Blow]) -> Mapping[st
 def counts(one: Attempt, blow: Blow, end_s: float = float("inf")) -> bool:
     """Tell whether a call says how the mesh is after a fault, when the next begins at `end_s`.
 
-    One that the next fault met before it ended, and that was not answered, says nothing.
+    One that the next fault met while it was not late yet says nothing of this one.
     """
     began_in_time = blow.over_s <= one.started_s < end_s
-    is_spoilt = one.lost_s >= STOOD_STILL_S or (one.outcome != ANSWERED and one.ended_s >= end_s)
-    return began_in_time and not is_spoilt
+    is_met_by_next = one.ended_s >= end_s and end_s - one.started_s <= SOON_S
+    return began_in_time and not is_met_by_next and one.lost_s < STOOD_STILL_S
 
 
 def broken_gently(attempts: Sequence[Attempt], blows: Sequence[Blow]) -> list[str]:

@@ -97,15 +97,25 @@ def test_what_may_happen_is_counted() -> None:
     [
         ({}, True),
         ({"started_s": 2.9}, False),
-        ({"started_s": 9.0}, False),
+        ({"started_s": 15.0, "ended_s": 16.0}, False),
         ({"lost_s": 1.0}, False),
         ({"outcome": "ConnectError"}, True),
-        ({"outcome": "ConnectError", "ended_s": 9.0}, False),
-        ({"ended_s": 9.0}, True),
+        ({"outcome": "ConnectError", "ended_s": 19.0}, False),
+        ({"ended_s": 19.0}, False),
+        ({"started_s": 3.5, "ended_s": 19.0}, True),
     ],
-    ids=["ended", "began early", "of the next", "stood still", "failed", "met the next", "late"],
+    ids=[
+        "ended",
+        "began early",
+        "of the next",
+        "stood still",
+        "failed",
+        "met the next, and failed",
+        "met the next",
+        "met the next when late",
+    ],
 )
 def test_calls_after_a_fault(changes: dict[str, object], is_counted: bool) -> None:
     """Those that begin between two faults; not what the machine or the next fault spoilt."""
     one = replace(GOOD, **{"started_s": 4.0, "ended_s": 6.0, **changes})  # type: ignore[arg-type]
-    assert counts(one, Blow("first", 1.0, 3.0), 8.0) is is_counted
+    assert counts(one, Blow("first", 1.0, 3.0), 14.0) is is_counted

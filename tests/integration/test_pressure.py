@@ -12,7 +12,7 @@ from mesh.client import MeshClient
 from mesh.connection import Connection
 from mesh.directory import Directory
 from mesh.errors import MailboxFullError, StorageFullError
-from mesh.pressure import AT_MOST_S, Pressure
+from mesh.pressure import APART_S, AT_MOST_S, Pressure
 from mesh.publisher import NOT_STORED, is_subject_full
 from tests.calls import offline, question
 from tests.conftest import Running, until
@@ -89,6 +89,7 @@ async def test_an_agent_at_work(
         first = await post(replica.http, {"model": agent_id, "messages": HELLO, "wait": True})
         assert (first.status_code, first.headers["retry-after"]) == (429, "1")
         async with running(agent):
+            await asyncio.sleep(APART_S)  # Two looks that are closer say nothing of a pace.
             go.set()
             await until(lambda: is_at_work(connection, agent_id))
             go.clear()
