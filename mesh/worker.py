@@ -7,6 +7,7 @@ is never given back with a NAK: each one would use up a delivery.
 
 import asyncio
 import logging
+import random
 from collections import deque
 from dataclasses import dataclass
 from enum import Enum
@@ -36,6 +37,9 @@ RENEW_AFTER_S: Final = 3.0
 """Well inside the ack_wait of 10 s, which is the first step of the back-off."""
 BUSY_AFTER_S: Final = 0.5
 """How long a ping is held: slots that turn over in that time are none to complain about."""
+SPREAD_S: Final = (0.0, 1.0, 5.0)
+"""By attempt, and the last for all later ones: a moment up to this passes before it begins. What a
+process left when it died comes again together, the request that killed it among the rest."""
 
 
 class Share(Enum):
@@ -52,6 +56,11 @@ class _Open:
     delivery: Delivery
     share: Share
     renewed_at: float
+
+
+def pause_s(attempt: int) -> float:
+    """Return how long to wait with an attempt, so that few of those that come together begin so."""
+    return random.uniform(0.0, SPREAD_S[min(attempt, len(SPREAD_S)) - 1])
 
 
 class AgentWorker:
@@ -161,6 +170,7 @@ class AgentWorker:
 
     async def _work(self, one: _Open) -> None:
         try:
+            await asyncio.sleep(pause_s(one.delivery.attempt))
             await self._execution.run(one.delivery)
         finally:
             self._running -= 1

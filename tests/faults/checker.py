@@ -6,7 +6,10 @@ Pure: it is given what callers saw, what handlers did, and what JetStream holds 
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Final
+
+from mesh.streams import ACK_BACKOFF_S
 
 ANSWERED: Final = "answered"
 EXPIRED: Final = "timeout"
@@ -89,7 +92,8 @@ def check(evidence: Evidence) -> Verdict:
         verdict.repeated += evidence.begun.get(one.text, 0) > 1
         verdict.recovered += done > 0 and one.outcome != ANSWERED
         if _is_lost(one, evidence):
-            verdict.lost.append(one.call_id)
+            begun = evidence.begun.get(one.text, 0)
+            verdict.lost.append(f"{one.call_id} ({one.text}, begun {begun} times)")
         if one.outcome == ANSWERED and (one.answer != one.text or not done):
             verdict.unexplained.append(one.call_id)
         if one.took_s - one.lost_s > one.timeout_s + one.grace_s:
@@ -111,8 +115,15 @@ def _is_lost(one: Attempt, evidence: Evidence) -> bool:
 def _has_expired(one: Attempt, evidence: Evidence) -> bool:
     """Tell whether a call may be over with nobody having done it.
 
-    Not before its deadline; and not if somebody had begun it: a deadline here leaves time for many
-    workers, and this is what a request looks like that was acknowledged before it was done.
+    Not before its deadline; and not if somebody had begun it, unless every worker died that the
+    deadline left time for: one that was begun less often was acknowledged before it was done.
     """
     is_overdue = one.took_s > one.timeout_s - GRACE_S
-    return one.outcome == EXPIRED and is_overdue and not evidence.begun.get(one.text, 0)
+    begun = evidence.begun.get(one.text, 0)
+    return one.outcome == EXPIRED and is_overdue and begun in (0, attempts_within(one.timeout_s))
+
+
+def attempts_within(timeout_s: float) -> int:
+    """Return how many workers can take a call before its deadline, when each dies at once."""
+    begins_s = accumulate(ACK_BACKOFF_S, initial=0.0)
+    return sum(at_s < timeout_s for at_s in begins_s)

@@ -102,4 +102,6 @@ def table(verdict: Verdict, found: Mapping[str, Recovery]) -> str:
         f"unexplained {len(verdict.unexplained)}, late {len(verdict.late)}; "
         f"begun twice {verdict.repeated}, failed and yet worked on {verdict.recovered}",
     ]
+    named = {"lost": verdict.lost, "unexplained": verdict.unexplained, "late": verdict.late}
+    lines += [f"{name}: {one}" for name, found in named.items() for one in found]
     return "\n".join(lines)

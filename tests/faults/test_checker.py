@@ -34,15 +34,18 @@ def test_a_good_run() -> None:
 def test_a_call_that_vanished_is_lost() -> None:
     """It was acknowledged, and nothing is left of it."""
     gone = replace(GOOD, outcome="broker_unreachable", answer="")
-    assert check(evidence(gone, begun={}, done={})).lost == ["c1"]
+    assert check(evidence(gone, begun={}, done={})).lost == ["c1 (t1, begun 0 times)"]
 
 
 @pytest.mark.parametrize(
-    ("ended_s", "begun", "is_lost"), [(10.0, 0, False), (5.0, 0, True), (10.0, 1, True)]
+    ("ended_s", "begun", "is_lost"),
+    [(60.0, 0, False), (50.0, 0, True), (60.0, 1, True), (60.0, 3, True), (60.0, 4, False)],
 )
 def test_an_end_by_the_deadline(ended_s: float, begun: int, is_lost: bool) -> None:
-    """Before the deadline nothing has expired, and what was begun was acknowledged too early."""
-    gone = replace(GOOD, outcome="timeout", answer="", ended_s=ended_s)
+    """Before the deadline nothing has expired. What was begun was acknowledged too early, unless
+    four workers died of it, at 0, 10, 20 and 40 s.
+    """
+    gone = replace(GOOD, outcome="timeout", answer="", ended_s=ended_s, timeout_s=60.0)
     assert bool(check(evidence(gone, begun={"t1": begun}, done={})).lost) is is_lost
 
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 from nats.aio.client import Client
 
-from mesh import Agent, ChatRequest
+from mesh import Agent, CallContext, ChatRequest
 from mesh.broker import EmbeddedBroker, embedded_broker
 from mesh.callers import Caller, new_instance_id
 from mesh.client import MeshClient, connect, open_client
@@ -26,7 +26,7 @@ from mesh.provision import ensure_streams
 from mesh.runtime import AgentHost
 from mesh.settings import Settings
 from tests.brokers import KillableBroker
-from tests.calls import Held, own_mesh, question
+from tests.calls import Held, offline, own_mesh, question
 from tests.conftest import Running, control_plane, until
 from tests.proxy import FaultProxy, fault_proxy
 
@@ -70,6 +70,31 @@ async def test_an_answer_that_came_while_away_is_read_back(
         assert not asking.done()
         proxy.heal()
         assert (await asking).text == "kept for you"
+
+
+async def test_what_comes_again_together_begins_apart(
+    agent_id: str, running: Running, client: MeshClient, bare: Client
+) -> None:
+    """Two processes died of what they had: if one request kills the third, others are done."""
+    await offline(running, client, agent_id)
+    for _ in range(20):
+        await client.submit(agent_id, question(agent_id))
+    pulling = await bare.jetstream().pull_subscribe_bind(agent_id, "INBOX")
+    for _ in range(2):
+        for message in await pulling.fetch(20):
+            await message.nak()
+    await pulling.unsubscribe()
+    agent, begun = Agent(agent_id, concurrency=20), list[tuple[int, float]]()
+
+    @agent.chat
+    async def answer(request: ChatRequest, call: CallContext) -> str:
+        begun.append((call.attempt, asyncio.get_running_loop().time()))
+        return "done"
+
+    async with running(agent):
+        await until(lambda: len(begun) == 20)
+    assert {attempt for attempt, _ in begun} == {3}
+    assert begun[-1][1] - begun[0][1] > 1.0
 
 
 async def test_attempts_to_reconnect_leave_no_sockets(proxy: FaultProxy) -> None:
