@@ -12,6 +12,7 @@ from typing import Final
 
 from faststream import ContextRepo, FastStream
 from faststream.nats import NatsBroker
+from faststream.nats.security import NatsJWT, NatsSecurity
 from nats.aio.client import Client
 
 from handlers.cancel import LINK
@@ -28,6 +29,9 @@ from mesh.errors import BrokerUnreachableError, TransportError
 from mesh.provision import ensure_streams
 from mesh.runtime import describe_process
 from mesh.settings import Settings
+from mesh.trust.credentials import Credentials
+from mesh.trust.keyring import Keyring
+from mesh.trust.login import Login
 from schemas.registry import Role
 
 logger = logging.getLogger(__name__)
@@ -42,11 +46,15 @@ def create_app(
 
     Raises:
         SettingsError: the environment holds a setting that cannot be used.
+        TrustError: the credentials that it names cannot be used.
     """
     settings = settings or Settings.from_env()
-    control = _Control(settings)
+    login = Login.of(settings)
+    control = _Control(settings, login.credentials)
     broker = NatsBroker(
-        settings.nats_url.split(","),
+        login.servers,
+        security=_security(login),
+        inbox_prefix=login.inbox_prefix,
         name=f"mesh control {settings.node}",
         max_reconnect_attempts=-1,
         reconnect_time_wait=1,
@@ -79,6 +87,13 @@ def create_app(
     )
 
 
+def _security(login: Login) -> NatsSecurity | None:
+    context, credentials = login.tls_context(), login.credentials
+    if credentials is None:
+        return NatsSecurity(ssl_context=context) if context else None
+    return NatsJWT(credentials.show_token, credentials.answer, ssl_context=context)
+
+
 async def _connect(broker: NatsBroker) -> None:
     """Connect, or end: nats-py would try for ever, and FastStream is deaf to signals till then."""
     try:
@@ -93,8 +108,11 @@ async def _connect(broker: NatsBroker) -> None:
 class _Control:
     """What lives as long as the application."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, credentials: Credentials | None) -> None:
         self._settings = settings
+        self._credentials = credentials
+        is_hub = Keyring.exists(settings.keys_dir)
+        self._keyring = Keyring.open(settings.keys_dir) if is_hub else None
         self._tasks = BackgroundTasks()
         self._connection: Connection | None = None
         self._registrar: Registrar | None = None
@@ -109,13 +127,13 @@ class _Control:
     async def running(self, client: Client, context: ContextRepo) -> AsyncIterator[None]:
         """Set up everything that the handlers ask the context for."""
         async with AsyncExitStack() as stack:
-            connection = self._connection = Connection(client)
+            connection = self._connection = Connection(client, self._credentials)
             await connection.start()
             for difference in await ensure_streams(connection, self._settings):
                 logger.warning("left as it is: %s", difference)
             directory = await stack.enter_async_context(follow_directory(connection))
             instance = describe_process(self._settings.node, Role.REGISTRAR)
-            registrar = Registrar(connection, directory, self._settings, instance)
+            registrar = Registrar(connection, directory, self._settings, instance, self._keyring)
             self._registrar = registrar
             self._undertaker = Undertaker(connection, directory, self._settings)
             context.set_global("registrar", registrar)

@@ -14,6 +14,7 @@ from typing import Final
 from mesh import registry, streams
 from mesh.connection import Connection
 from mesh.directory import Directory, read_directory
+from mesh.enrolment import tell_registry
 from mesh.errors import (
     BrokerUnreachableError,
     MeshError,
@@ -23,6 +24,7 @@ from mesh.errors import (
 from mesh.provision import ensure_consumer, ensure_streams
 from mesh.settings import Settings
 from mesh.standing import Ending
+from mesh.trust.keyring import Keyring
 from schemas.base import WireModel
 from schemas.registry import (
     AgentRecord,
@@ -59,8 +61,11 @@ class Registrar:
         directory: Directory,
         settings: Settings,
         instance: Instance,
+        keyring: Keyring | None = None,
     ) -> None:
         self._connection = connection
+        self._keyring = keyring
+        """In a secure mesh, on its hub."""
         self._directory = directory
         self._settings = settings
         self._instance = instance
@@ -147,6 +152,7 @@ class Registrar:
         key = registry.instance_key(self._instance.instance)
         ttl_s = self._settings.heartbeat_s * REIGN_HEARTBEATS
         loop, written_at = asyncio.get_running_loop(), None
+        await self._tell_identities()
         while True:
             if written_at is not None and loop.time() - written_at > ttl_s:
                 # This process stood still (a machine asleep, a stopped process): as after a start.
@@ -189,6 +195,7 @@ class Registrar:
             logger.warning("the registry is not as it was left: it is read again")
             self._reign_revision = None
             await read_directory(self._connection, self._directory)
+            await self._tell_identities()
         else:
             self._reign_revision = entry.revision
             self._directory.apply(entry)
@@ -200,6 +207,16 @@ class Registrar:
             await read_directory(self._connection, self._directory)
         except MeshError as error:
             logger.warning("the registry cannot be made: %s", error)
+        await self._tell_identities()
+
+    async def _tell_identities(self) -> None:
+        """Write whose key is whose, where the registry does not know it."""
+        if self._keyring is None:
+            return
+        try:
+            await tell_registry(self._connection, self._keyring)
+        except MeshError as error:
+            logger.warning("the registry is not told who counts: %s", error)
 
     def _require_link(self) -> None:
         # A write into the buffer of a lost connection would go out before the grace has begun.

@@ -20,10 +20,12 @@ from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from mesh.child import Child
 from mesh.errors import DataDirError, EmbeddedBrokerError, PortInUseError, ServerBinaryError
-from mesh.settings import Settings
+from mesh.settings import EVERY_ADDRESS, Settings, server_certificate
+from mesh.trust.keyring import Keyring
 
 OnLog = Callable[[str, str], None]
 MINIMUM_VERSION: Final = (2, 14, 0)
@@ -73,8 +75,9 @@ async def embedded_broker(
     log = _ServerLog(on_log)
     async with _claim(settings.data_dir, log) as lock:
         _check_ports(settings)
-        command = (server, "-c", _hub_conf(), "--ports_file_dir", settings.data_dir)
-        environ = {**os.environ, **_hub_variables(settings)}
+        setup = _prepare(settings)
+        command = (server, "-c", setup.conf, "--ports_file_dir", settings.data_dir)
+        environ = {**os.environ, **setup.variables}
         async with _run(command, log, environ=environ, pass_fds=(lock,)) as child:
             _sign(lock, f"process {os.getpid()}, nats-server {child.pid}")
             url, monitor_url = await _ready(child, log, settings, ready_timeout_s)
@@ -185,12 +188,13 @@ def _bad_data_dir(data_dir: Path, reason: str) -> DataDirError:
 
 def _check_ports(settings: Settings) -> None:
     ports = (settings.nats_port, settings.nats_monitor_port)
+    hosts = (settings.nats_host, "127.0.0.1")
     if ports[0] == ports[1] != 0:
         message = f"MESH_NATS_PORT and MESH_NATS_MONITOR_PORT are the same, {ports[0]}"
         raise PortInUseError(f"{message}: set one to another port (0: any free one)", port=ports[0])
-    for port in ports:
+    for host, port in zip(hosts, ports, strict=True):
         try:
-            socket.create_server(("127.0.0.1", port)).close()
+            socket.create_server((host, port)).close()
         except OSError as error:
             raise _bad_port(port, settings, os.strerror(error.errno or 0)) from error
 
@@ -202,20 +206,48 @@ def _bad_port(port: int, settings: Settings, reason: str) -> PortInUseError:
     return PortInUseError(f"{message} {choice}", port=port)
 
 
-def _hub_conf() -> Path:
-    # The wheel carries the file inside the package, a checkout beside it.
+@dataclass(frozen=True, slots=True)
+class _Setup:
+    """A configuration, and what it asks the environment for."""
+
+    conf: Path
+    variables: Mapping[str, str]
+
+
+def _prepare(settings: Settings) -> _Setup:
+    """Choose the configuration, and give the server the accounts of a secure mesh."""
+    # The wheel carries the files inside the package, a checkout beside it.
     folders = (Path(__file__).parent / "nats_conf", Path(__file__).parents[1] / "nats")
-    return next(folder / "hub.conf" for folder in folders if folder.exists())
-
-
-def _hub_variables(settings: Settings) -> dict[str, str]:
-    return {
+    folder = next(one for one in folders if one.exists())
+    variables = {
         "HUB_NAME": _quoted(settings.node),
+        "HUB_HOST": _quoted(settings.nats_host),
         "HUB_PORT": str(settings.nats_port or -1),
-        "HUB_MONITOR_PORT": str(settings.nats_monitor_port or -1),
+        "HUB_MONITOR": _quoted(f"127.0.0.1:{settings.nats_monitor_port or -1}"),
         "HUB_DATA_DIR": _quoted(str(settings.data_dir)),
         "HUB_SYNC_INTERVAL": _quoted(settings.sync_interval),
     }
+    if not Keyring.exists(settings.keys_dir):
+        return _Setup(folder / "hub.conf", variables)
+    keyring = Keyring.open(settings.keys_dir)
+    accounts = settings.data_dir / "accounts"
+    keyring.write_accounts(accounts)
+    variables |= {
+        "HUB_OPERATOR": keyring.operator_token,
+        "HUB_SYSTEM_ACCOUNT": keyring.system_account,
+        "HUB_ACCOUNTS_DIR": _quoted(str(accounts)),
+    }
+    certificate = server_certificate(settings.keys_dir)
+    if not certificate.exists():
+        return _Setup(folder / "secure" / "hub.conf", variables)
+    variables |= {
+        "HUB_TLS_CERT": _quoted(str(certificate)),
+        "HUB_TLS_KEY": _quoted(str(certificate.with_suffix(".key"))),
+    }
+    if not settings.websocket_port:
+        return _Setup(folder / "secure" / "tls.conf", variables)
+    variables["HUB_WEBSOCKET"] = _quoted(f"{settings.nats_host}:{settings.websocket_port}")
+    return _Setup(folder / "secure" / "websocket.conf", variables)
 
 
 def _quoted(text: str) -> str:
@@ -230,7 +262,7 @@ async def _ready(
     while child.returncode is None:
         # No file yet or half of it; nobody listens yet; then streams are being read.
         with suppress(StopIteration, ValueError, OSError, http.client.HTTPException):
-            url, monitor_url = _read_ports(settings.data_dir)
+            url, monitor_url = _read_ports(settings)
             if (await asyncio.to_thread(_get, monitor_url, "/healthz"))["status"] == "ok":
                 return url, monitor_url
         if time.monotonic() > deadline:
@@ -243,9 +275,12 @@ async def _ready(
     raise EmbeddedBrokerError(f"nats-server ended at its start: {why}")
 
 
-def _read_ports(data_dir: Path) -> tuple[str, str]:
-    ports = json.loads(next(data_dir.glob("*.ports")).read_bytes())
-    return ports["nats"][0], ports["monitoring"][0]
+def _read_ports(settings: Settings) -> tuple[str, str]:
+    """Read where the server listens, and how it is reached from this machine."""
+    ports = json.loads(next(settings.data_dir.glob("*.ports")).read_bytes())
+    scheme = "tls" if server_certificate(settings.keys_dir).exists() else "nats"
+    host = "127.0.0.1" if settings.nats_host in EVERY_ADDRESS else settings.nats_host
+    return f"{scheme}://{host}:{urlsplit(ports['nats'][0]).port}", ports["monitoring"][0]
 
 
 def _get(monitor_url: str, path: str) -> Any:

@@ -23,6 +23,7 @@ from mesh.publisher import PubAck
 from mesh.questions import Question, encode_question
 from mesh.retries import require_retry
 from mesh.settings import DEFAULT_TIMEOUT_S, Settings
+from mesh.trust.login import Login
 from schemas.chat import ChatReply
 from schemas.registry import AgentView, NodeView, State
 
@@ -309,7 +310,7 @@ async def connect(
     subjects.require_id(name, "caller")
     caller = Caller(id=name, node=node or settings.node, instance=new_instance_id())
     async with (
-        open_connection(url or settings.nats_url, name=f"mesh client {name}") as connection,
+        open_connection(url or Login.of(settings), name=f"mesh client {name}") as connection,
         follow_directory(connection) as directory,
         open_client(connection, directory, caller) as client,
     ):

@@ -10,16 +10,17 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import nats.errors
 from nats.aio.client import Client
 
 from mesh.background import BackgroundTasks
 from mesh.elections import Elections, Hook
-from mesh.errors import BrokerUnreachableError
+from mesh.errors import BrokerUnreachableError, CredentialsError, MeshError
 from mesh.nats_client import MeshNatsClient
 from mesh.publisher import Publisher
+from mesh.trust.credentials import Credentials
+from mesh.trust.login import Login
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +29,10 @@ PING_INTERVAL_S: Final = 5
 _ANSWER_S: Final = 5.0
 """How long a broker may take to answer who has no patience."""
 
-OPEN_INBOX_PREFIX: Final = "_INBOX"
-
+_REFUSED: Final = re.compile("authorization violation|authentication (revoked|expired)", re.I)
+"""What nats-server says to who may not come in, or no longer."""
+REFUSALS: Final = 3
+"""So many in a row are no accident: a server that has just started may not know an account yet."""
 _DENIED: Final = re.compile(r'permissions violation for publish to "(.+)"')
 """The broker names the subject, never the message."""
 
@@ -37,11 +40,14 @@ _DENIED: Final = re.compile(r'permissions violation for publish to "(.+)"')
 class Connection:
     """A nats-py client, its publisher, and the hooks that run after a reconnect or an election."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, credentials: Credentials | None = None) -> None:
         self.client = client
+        self.credentials = credentials
+        """As whom it logged in; None where the broker asks nobody: an open mesh."""
         _survive_unreadable(client)
         self.publisher = Publisher(client)
         self.closed = asyncio.Event()
+        self._refusals = 0
         self._hooks: list[Hook] = []
         self.tasks = BackgroundTasks()
         """Work that may be lost with the connection, and only then."""
@@ -76,6 +82,23 @@ class Connection:
                 )
             await asyncio.sleep(0.05)
 
+    def ending(self) -> MeshError:
+        """Return why the connection is closed for good."""
+        if self._refusals >= REFUSALS or _REFUSED.search(str(self.client.last_error)):
+            who = self.credentials.name if self.credentials else "us"
+            return CredentialsError(
+                f"the broker lets {who} in no more: the credentials were revoked, made anew, or "
+                "have expired",
+                path="",
+            )
+        return BrokerUnreachableError("the connection to the broker is closed for good")
+
+    def refused(self) -> None:
+        """Count a refusal to let us in again, and close after too many."""
+        self._refusals += 1
+        if self._refusals == REFUSALS:
+            self.tasks.start(_close(self.client))
+
     async def release(self) -> None:
         """Stop what runs beside the connection."""
         await self.tasks.cancel()
@@ -83,6 +106,7 @@ class Connection:
     async def reconnected(self) -> None:
         """Tell everybody that the connection is back: acknowledgements first, then the hooks."""
         logger.info("connected again")
+        self._refusals = 0
         self.publisher.forget_unacknowledged()
         for hook in list(self._hooks):
             self.start_hook(hook)
@@ -118,31 +142,37 @@ async def _run_hook(hook: Hook) -> None:
 
 @asynccontextmanager
 async def open_connection(
-    url: str, *, name: str, patience_s: float = 0.0
+    login: Login | str, *, name: str, patience_s: float = 0.0
 ) -> AsyncIterator[Connection]:
-    """Connect to the broker at `url` (several with commas), and close at the end.
+    """Connect to a broker, and close at the end. A URL alone is a login without credentials.
 
     With `patience_s` it goes on trying for so long; without, the first refusal is the answer, and a
     broker that says nothing has five seconds.
 
     Raises:
-        BrokerUnreachableError: there is no broker, or it refuses us.
+        BrokerUnreachableError: there is no broker.
+        CredentialsError: it does not let us in, or its authority cannot be read.
     """
-    client = MeshNatsClient()
-    connection = Connection(client)
+    login = Login(login) if isinstance(login, str) else login
+    client = MeshNatsClient(must_encrypt=login.is_encrypted)
+    connection = Connection(client, login.credentials)
     failure: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
-    servers = [part.strip() for part in url.split(",")]
-    misses = 0
+    misses = refusals = 0
 
     async def on_error(error: Exception) -> None:
-        nonlocal misses
+        nonlocal misses, refusals
         # A broker that is slow has not refused: `_connect` has a limit for it.
         misses += not isinstance(error, TimeoutError)
-        if not failure.done() and misses >= len(servers) and not patience_s:
+        refusals += bool(_REFUSED.search(str(error)))
+        has_failed = refusals >= REFUSALS or (misses >= len(login.servers) and not patience_s)
+        if not failure.done() and has_failed:
             failure.set_result(error)
         elif client.is_connected or failure.done():
-            if denied := _DENIED.search(str(error)):
-                connection.publisher.deny(denied[1])
+            denied = _DENIED.search(str(error))
+            if denied and connection.publisher.deny(denied[1]):
+                return  # Who has published knows.
+            if _REFUSED.search(str(error)):
+                connection.refused()
             logger.warning("broker: %s", error or type(error).__name__)
 
     async def on_closed() -> None:
@@ -153,7 +183,7 @@ async def open_connection(
             logger.warning("connection to the broker lost; trying again")
 
     options = client.connect(
-        servers,
+        **login.options(),
         name=name,
         error_cb=on_error,
         closed_cb=on_closed,
@@ -164,11 +194,10 @@ async def open_connection(
         ping_interval=PING_INTERVAL_S,
         max_outstanding_pings=2,
         pending_size=8 * 1024 * 1024,
-        inbox_prefix=_inbox_prefix(url),
         # `mesh.subjects` builds every subject from checked ids; a second look costs 5 % of a call.
         skip_subject_validation=True,
     )
-    await _connect(asyncio.ensure_future(options), failure, url, patience_s or _ANSWER_S, client)
+    await _connect(asyncio.ensure_future(options), failure, login, patience_s or _ANSWER_S, client)
     try:
         await connection.start()
         yield connection
@@ -188,7 +217,7 @@ async def _close(client: Client) -> None:
 async def _connect(
     attempt: asyncio.Future[None],
     failure: asyncio.Future[Exception],
-    url: str,
+    login: Login,
     limit_s: float,
     client: Client,
 ) -> None:
@@ -204,19 +233,23 @@ async def _connect(
     attempt.cancel()
     await asyncio.wait({attempt})
     await client.close()
+    if _REFUSED.search(reason):
+        raise _refusal(login)
     raise BrokerUnreachableError(
-        f"no broker at {_without_secret(url)} ({reason}): start one with `mesh up`, "
-        "or set MESH_NATS_URL",
-        servers=_without_secret(url),
+        f"no broker at {login} ({reason}): start one with `mesh up`, or set MESH_NATS_URL",
+        servers=str(login),
     )
 
 
-def _inbox_prefix(url: str) -> str:
-    """Users of one account each have inboxes of their own: a permission then guards them."""
-    first = url.partition(",")[0].strip()
-    user = urlsplit(first if "//" in first else f"//{first}").username
-    return f"{OPEN_INBOX_PREFIX}_{user}" if user else OPEN_INBOX_PREFIX
-
-
-def _without_secret(url: str) -> str:
-    return ",".join(part.rpartition("@")[2] for part in url.split(","))
+def _refusal(login: Login) -> CredentialsError:
+    if login.credentials is None:
+        return CredentialsError(
+            f"the broker at {login} asks who we are: set MESH_CREDS to a file of credentials, or "
+            "join with a token (`mesh join`)",
+            path="",
+        )
+    return CredentialsError(
+        f"the broker at {login} does not let {login.credentials.name} in: the credentials are "
+        "revoked or of another mesh",
+        path="",
+    )

@@ -31,6 +31,10 @@ Our exception hierarchy:
     │  ├─ UnauthenticatedError
     │  ├─ NotAllowedError          .agent
     │  └─ KeyNotFoundError         .key
+    ├─ TrustError
+    │  ├─ InvalidKeyError
+    │  ├─ CredentialsError         .path
+    │  └─ JoinRefusedError
     └─ CallError                   .agent .call_id
        ├─ CallNotFoundError
        ├─ DeadLetterError          .reason .dead_letter
@@ -40,6 +44,7 @@ Our exception hierarchy:
        ├─ AgentBusyError
        ├─ CallTimeoutError         .timeout_s   (also a TimeoutError)
        ├─ CallCancelledError
+       ├─ CallRefusedError         .source
        ├─ KeyReusedError
        ├─ HopLimitError            .hops
        ├─ StreamRestartedError     .attempt
@@ -243,6 +248,30 @@ class KeyNotFoundError(AccessError):
     code = "key_not_found"
 
 
+class TrustError(MeshError):
+    """Secure mode does not let this happen."""
+
+    code = "trust"
+
+
+class InvalidKeyError(TrustError):
+    """A key, a token or a file of credentials is none, or was changed."""
+
+    code = "invalid_key"
+
+
+class CredentialsError(TrustError):
+    """There are no credentials for what is to be done, or others can read them."""
+
+    code = "credentials"
+
+
+class JoinRefusedError(TrustError):
+    """The hub does not take a join token: it has expired, was used, or was taken back."""
+
+    code = "join_refused"
+
+
 class CallError(MeshError):
     """A call did not end with an answer."""
 
@@ -299,6 +328,12 @@ class CallCancelledError(CallError):
     """The call was stopped on request."""
 
     code = "cancelled"
+
+
+class CallRefusedError(CallError):
+    """The agent does not take calls from this caller, or the caller has not proven who it is."""
+
+    code = "call_refused"
 
 
 class KeyReusedError(CallError):

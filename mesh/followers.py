@@ -151,7 +151,7 @@ class _Follower:
         except TransportError as error:
             logger.info("following call %s: %s", call.id, error)
         if connection.closed.is_set():
-            call.fail(BrokerUnreachableError("the connection to the broker is closed for good"))
+            call.fail(self._connection.ending())
 
 
 def _attempt_to_show(frames: Sequence[Frame]) -> int:

@@ -17,8 +17,15 @@ from nats.js.errors import APIError, NotFoundError
 
 from mesh import headers as h
 from mesh.connection import Connection
-from mesh.errors import BrokerUnreachableError, StreamMissingError, TransportError
+from mesh.errors import (
+    BrokerUnreachableError,
+    NotPermittedError,
+    StreamMissingError,
+    TransportError,
+)
+from mesh.nats_client import is_guarded
 from mesh.silence import explain
+from mesh.streams import REGISTRY, REPLY
 
 BATCH: Final = 1_000
 TIMEOUT_S: Final = 5.0
@@ -87,9 +94,11 @@ async def read_last(connection: Connection, stream: str, subject: str) -> Stored
 
     Raises:
         StreamMissingError: the stream does not exist.
+        NotPermittedError: it is not for these credentials.
         BrokerUnreachableError: no answer in time.
         TransportError: the server refuses the read.
     """
+    _require_readable(connection, stream)
     request = f"$JS.API.DIRECT.GET.{stream}.{subject}"
     try:
         answer = await connection.client.request(request, timeout=TIMEOUT_S)
@@ -143,6 +152,8 @@ async def read_next(
 
 async def _get(connection: Connection, stream: str, **which: Any) -> StoredMessage | None:
     """Read one message from the stream's leader."""
+    if is_guarded(connection.client):
+        raise _not_ours(stream)
     try:
         found = await connection.client.jsm(timeout=TIMEOUT_S).get_msg(stream, **which)
     except NotFoundError as error:
@@ -185,6 +196,7 @@ async def _read_batch(
 ) -> tuple[list[StoredMessage], int]:
     client = connection.client
     queue: asyncio.Queue[Msg] = asyncio.Queue()
+    _require_readable(connection, stream)
     request = {"batch": BATCH, "seq": from_sequence, "next_by_subj": subject}
     subscription = None
     try:
@@ -202,6 +214,19 @@ async def _read_batch(
     finally:
         if subscription is not None and not client.is_closed:
             await subscription.unsubscribe()
+
+
+def _require_readable(connection: Connection, stream: str) -> None:
+    """A broker says nothing to what it does not allow: better not to wait for that."""
+    if is_guarded(connection.client) and stream not in (REPLY, REGISTRY):
+        raise _not_ours(stream)
+
+
+def _not_ours(stream: str) -> NotPermittedError:
+    return NotPermittedError(
+        f"these credentials do not allow to read {stream}: that is for the hub's operator",
+        subject=stream,
+    )
 
 
 def _missing(stream: str) -> StreamMissingError:

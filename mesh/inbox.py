@@ -128,7 +128,7 @@ class ReplyInbox:
     async def _fail_when_closed(self) -> None:
         await self._connection.closed.wait()
         for call in list(self._calls.values()):
-            call.fail(BrokerUnreachableError("the connection to the broker is closed for good"))
+            call.fail(self._connection.ending())
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator["ReplyInbox"]:

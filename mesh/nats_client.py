@@ -8,6 +8,7 @@ ten headers, which were a seventh of a call's time.
 
 from typing import Any, Final
 
+from nats import errors
 from nats.aio.client import DEFAULT_INBOX_PREFIX, Client
 
 from mesh import headers as h
@@ -24,7 +25,22 @@ _BLANKS: Final = " \t\n\r\x0b\x0c"
 
 
 class MeshNatsClient(Client):
-    """A nats-py client."""
+    """A nats-py client. With `must_encrypt` it says nothing to a broker that offers no TLS."""
+
+    def __init__(self, *, must_encrypt: bool = False) -> None:
+        super().__init__()
+        self._must_encrypt = must_encrypt
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        # nats-py 2.16 does what the server asks for, also where the URL says tls://: whoever sits
+        # in between could take the encryption away.
+        is_plain = initial_connection and not (info.get("tls_required") or self._is_wss())
+        if self._must_encrypt and is_plain:
+            raise errors.Error("nats: the broker offers no TLS, which the URL asks for")
+        await super()._process_info(info, initial_connection)
+
+    def _is_wss(self) -> bool:
+        return self._current_server is not None and self._current_server.uri.scheme == "wss"
 
     async def _connect_to_server(self, s: Any) -> None:
         # nats-py 2.16 forgets the socket of a handshake that failed: one more for each attempt to

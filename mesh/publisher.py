@@ -213,13 +213,18 @@ class Publisher:
         for one in waiting.values():
             _fail(one.future, AckLostError("the connection was lost before the acknowledgement"))
 
-    def deny(self, subject: str) -> None:
-        """Fail what waits on a subject that the broker has refused; nats-py tells it lowered."""
+    def deny(self, subject: str) -> bool:
+        """Fail what waits on a subject that the broker has refused; nats-py tells it lowered.
+
+        Returns whether anything did.
+        """
+        before = len(self._waiting)
         for token, waiting in list(self._waiting.items()):
             if waiting.subject.lower() == subject:
                 del self._waiting[token]
                 message = f"the broker lets this user not publish to {waiting.subject}"
                 _fail(waiting.future, NotPermittedError(message, subject=waiting.subject))
+        return len(self._waiting) < before
 
     async def _on_ack(self, message: Msg) -> None:
         waiting = self._waiting.pop(message.subject.rpartition(".")[2], None)

@@ -15,7 +15,7 @@ from mesh import codec, registry
 from mesh.clock import BrokerClock
 from mesh.errors import ProtocolError
 from schemas.base import WireModel
-from schemas.registry import AgentRecord, Instance, NodeRecord, Placement, Reign, Role
+from schemas.registry import AgentRecord, Identity, Instance, NodeRecord, Placement, Reign, Role
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +25,7 @@ MODELS: Final[dict[str, type[WireModel]]] = {
     "instance": Instance,
     "placement": Placement,
     "reign": Reign,
+    "identity": Identity,
 }
 
 
@@ -59,6 +60,7 @@ class Records:
         self._instances: dict[str, Instance] = {}
         self._placements: dict[str, dict[str, Placement]] = {}
         """By agent, then by instance: a call looks up one agent, however many there are."""
+        self._identities: dict[str, Identity] = {}
         self._registrars: set[str] = set()
         self._signs: dict[str, Sign] = {}
         """By instance, of the live ones."""
@@ -112,7 +114,10 @@ class Records:
     def replace(self, entries: Iterable[registry.Entry]) -> None:
         """Take in a full reading: what it does not name is gone, unless it came since it began."""
         recent, self._recent = self._recent, None
-        for records in (self._agents, self._nodes, self._instances, self._placements):
+        for records in (
+            *(self._agents, self._nodes, self._instances, self._placements),
+            self._identities,
+        ):
             records.clear()
         self._revisions.clear()
         self._registrars.clear()
@@ -165,6 +170,10 @@ class Records:
         """Return the record of a node, or None for an unknown one."""
         return self._nodes.get(node)
 
+    def identity(self, public: str) -> Identity | None:
+        """Return whose key this is, or None where it is nobody's, or nobody's any more."""
+        return self._identities.get(public)
+
     def has_node(self, node: str) -> bool:
         """Whether a node of this id was ever announced."""
         return node in self._nodes
@@ -194,6 +203,8 @@ class Records:
             case Instance():
                 self._set(self._instances, rest, record)
                 self._hear(record, entry)
+            case Identity(key=key) if key == rest:
+                self._identities[rest] = record
             case Reign():
                 self._watched = max(self._watched, Sign.of(entry), key=_stored_ns)
 
@@ -223,6 +234,8 @@ class Records:
                 found = self._drop_placement(*rest.partition(".")[::2])
             case "instance":
                 found = self._drop_instance(rest)
+            case "identity":
+                found = self._identities.pop(rest, None) is not None
             case _:
                 found = False
         self.version += found

@@ -76,6 +76,11 @@ def reign_key(node: str) -> str:
     return f"reign.{subjects.require_id(node, 'node')}"
 
 
+def identity_key(public: str) -> str:
+    """Key of whose key a public one is."""
+    return f"identity.{public}"
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A key with its value, or with None where it was deleted or has expired."""

@@ -102,7 +102,7 @@ class AgentHost:
                 heart.cancel()
                 await self._leave()
         if self._connection.closed.is_set() and not stop.is_set():
-            raise BrokerUnreachableError("the connection to the broker is closed for good")
+            raise self._connection.ending()
 
     async def _serve_until(self, stop: asyncio.Event, place: Place, directory: Directory) -> None:
         async with asyncio.TaskGroup() as group:

@@ -1,10 +1,11 @@
-"""Settings of one process: read from the environment once, then passed down.
+"""Settings of one process: read once, then passed down.
 
-A flag wins over the environment, the environment over the default. Does not read files and is
-never looked up from inside: whoever needs a setting is given it.
+A flag wins over the environment, the environment over what `mesh join` has kept for this machine,
+that over the default. Never looked up from inside: whoever needs a setting is given it.
 """
 
 import difflib
+import json
 import os
 import re
 import socket
@@ -24,14 +25,20 @@ DEFAULT_HTTP_TIMEOUT_S: Final = 120.0
 DEFAULT_HTTP_PORTS: Final = (9102, 9205, 8899)
 """Router, registry and monitor. One application answers on all of them."""
 HEARTBEATS_TO_OFFLINE: Final = 3
+EVERY_ADDRESS: Final = ("0.0.0.0", "::")
 
 KNOWN_VARIABLES: Final = {
     "MESH_NATS_URL": "broker to use, instead of an embedded one",
     "MESH_NATS_SERVER": "path of the nats-server binary",
+    "MESH_NATS_HOST": "address the embedded broker listens on",
     "MESH_NATS_PORT": "port of the embedded broker (0: any free one)",
+    "MESH_NATS_WEBSOCKET_PORT": "port of the embedded broker for WebSockets; 0: none",
     "MESH_NATS_MONITOR_PORT": "monitoring port of the embedded broker (0: any free one)",
     "MESH_NATS_MONITOR_URL": "HTTP address of the broker's monitoring",
     "MESH_API_KEY": "key that `mesh check` gives to the HTTP door",
+    "MESH_CREDS": "file of credentials to log in with, in secure mode",
+    "MESH_TLS_CA": "file of the authority that signed the broker's certificate",
+    "MESH_KEYS_DIR": "folder of the mesh's keys, on the hub: `mesh keys init` makes it",
     "MESH_DATA_DIR": "where the embedded broker keeps its streams",
     "MESH_NODE": "name of this machine in the mesh",
     "MESH_HTTP_HOST": "address the HTTP shim listens on",
@@ -63,13 +70,20 @@ class Settings:
     is_broker_external: bool = False
     """Whether a broker was named, so that none is started."""
     nats_server: str = ""
+    nats_host: str = "127.0.0.1"
     nats_port: int = 4222
+    websocket_port: int = 0
+    """Where the embedded broker takes WebSockets, in secure mode with TLS; 0: nowhere."""
     nats_monitor_port: int = 8222
     nats_monitor_url: str = ""
     """Where the broker's monitoring answers; empty where it is not known."""
     api_key: str = field(default="", repr=False)
     """What this process shows to an HTTP door, as its client."""
     data_dir: Path = Path()
+    keys_folder: Path | None = None
+    creds: Path | None = None
+    """What this process logs in with; None in an open mesh."""
+    tls_ca: Path | None = None
     node: str = "node1"
     http_host: str = "127.0.0.1"
     http_ports: tuple[int, ...] = DEFAULT_HTTP_PORTS
@@ -83,6 +97,11 @@ class Settings:
     unknown_agent_grace_s: float = 30.0
 
     @property
+    def keys_dir(self) -> Path:
+        """Where the keys of the mesh lie, if this is the hub of a secure one."""
+        return self.keys_folder or self.data_dir / "keys"
+
+    @property
     def offline_after_s(self) -> float:
         """How long after its last heartbeat a process counts as dead."""
         return self.heartbeat_s * HEARTBEATS_TO_OFFLINE
@@ -94,20 +113,30 @@ class Settings:
         Raises:
             SettingsError: a value cannot be used; `variable` names it.
         """
+        data_dir = _data_dir(environ)
+        environ = {**read_kept(data_dir), **environ}
         read = _Reader(environ)
         url = environ.get("MESH_NATS_URL", "")
+        nats_port = read.integer("MESH_NATS_PORT", 4222, minimum=0, maximum=65_535)
+        keys_dir = read.path("MESH_KEYS_DIR") or data_dir / "keys"
+        scheme = "tls" if server_certificate(keys_dir).exists() else "nats"
         monitor_port = read.integer("MESH_NATS_MONITOR_PORT", 8222, 0, 65_535)
         # The embedded broker's is known; of another broker's nothing is.
         monitor_url = f"http://127.0.0.1:{monitor_port}" if monitor_port and not url else ""
         return cls(
-            nats_url=url or DEFAULT_NATS_URL,
+            nats_url=url or f"{scheme}://127.0.0.1:{nats_port or 4222}",
             is_broker_external=bool(url),
             nats_server=environ.get("MESH_NATS_SERVER", ""),
-            nats_port=read.integer("MESH_NATS_PORT", 4222, minimum=0, maximum=65_535),
+            nats_host=environ.get("MESH_NATS_HOST", "") or "127.0.0.1",
+            nats_port=nats_port,
+            websocket_port=read.integer("MESH_NATS_WEBSOCKET_PORT", 0, minimum=0, maximum=65_535),
             nats_monitor_port=monitor_port,
             nats_monitor_url=read.http_url("MESH_NATS_MONITOR_URL", monitor_url),
             api_key=environ.get("MESH_API_KEY", ""),
-            data_dir=_data_dir(environ),
+            data_dir=data_dir,
+            keys_folder=keys_dir,
+            creds=read.path("MESH_CREDS"),
+            tls_ca=read.path("MESH_TLS_CA"),
             node=_node(environ),
             http_host=environ.get("MESH_HTTP_HOST", "127.0.0.1"),
             http_ports=read.ports("MESH_HTTP_PORTS", DEFAULT_HTTP_PORTS),
@@ -120,6 +149,39 @@ class Settings:
             sync_interval=read.interval("MESH_SYNC_INTERVAL", "2m"),
             unknown_agent_grace_s=read.seconds("MESH_UNKNOWN_AGENT_GRACE_S", 30.0, minimum=0.5),
         )
+
+
+def server_certificate(keys_dir: Path) -> Path:
+    """Return where the broker's certificate lies: if there is one, the hub speaks TLS."""
+    return keys_dir / "tls" / "server.pem"
+
+
+def authority(keys_dir: Path) -> Path:
+    """Return where the certificate of the mesh's own authority lies."""
+    return keys_dir / "tls" / "ca.pem"
+
+
+def kept_path(data_dir: Path) -> Path:
+    """Return the file of the settings that `mesh join` keeps for this machine."""
+    return data_dir / "joined.json"
+
+
+def read_kept(data_dir: Path) -> dict[str, str]:
+    """Read what `mesh join` has kept for this machine: variables and their values.
+
+    Raises:
+        SettingsError: the file is damaged.
+    """
+    path = kept_path(data_dir)
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError):
+        found = None
+    if isinstance(found, dict) and all(isinstance(one, str) for one in found.values()):
+        return found
+    raise SettingsError(f"{path} is damaged: join again, or delete it", variable="MESH_DATA_DIR")
 
 
 def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
@@ -195,6 +257,10 @@ class _Reader:
         if not text or re.fullmatch(r"https?://[!-~]+", text):
             return text.rstrip("/")
         raise _unusable(name, text, "an address such as http://127.0.0.1:8222")
+
+    def path(self, name: str) -> Path | None:
+        text = self.environ.get(name, "")
+        return Path(text).expanduser().absolute() if text else None
 
     def interval(self, name: str, default: str) -> str:
         text = self.environ.get(name, "") or default

@@ -1,11 +1,15 @@
 """The registry's records, and the messages that change it.
 
-Five kinds of key stand in the bucket `registry`: `agent.<id>`, `node.<node>`,
-`placement.<id>.<instance>`, `instance.<instance>` and `reign.<node>`. Only instances expire. An
+Six kinds of key stand in the bucket `registry`: `agent.<id>`, `node.<node>`,
+`placement.<id>.<instance>`, `instance.<instance>`, `reign.<node>`, and in secure mode
+`identity.<key>`. Only instances expire. An
 agent is online if one of its placements has a live instance: a reader works that out by itself.
 """
 
 from enum import StrEnum
+from typing import Annotated
+
+from pydantic import StringConstraints
 
 from schemas.base import Id, InstanceId, WireModel
 from schemas.card import AgentCard
@@ -72,6 +76,32 @@ class Reign(WireModel):
 
     node: Id
     instance: InstanceId
+
+
+class UserRole(StrEnum):
+    """What somebody is to a secure mesh."""
+
+    AGENT = "agent"
+    """Runs agents on one node."""
+    NODE = "node"
+    """A machine that has joined: runs agents, and calls under the node's own name."""
+    PERSON = "person"
+    """Calls agents."""
+    DOOR = "door"
+    """Answers HTTP clients, on the hub."""
+    OPERATOR = "operator"
+    """Has the keys of the mesh."""
+
+
+class Identity(WireModel):
+    """Whose key this is, and in whose names it may sign. Only in secure mode."""
+
+    key: Annotated[str, StringConstraints(pattern=r"^U[A-Z2-7]{55}$")]
+    name: Id
+    role: UserRole
+    node: Id | None = None
+    speaks_for: tuple[Id, ...] = ()
+    expires_at_s: int | None = None
 
 
 class Announcement(WireModel):

@@ -118,11 +118,11 @@ class LoopbackCluster:
         others = [f'"nats://127.0.0.1:{one.routes}"' for one in self.ports if one is not own]
         return {
             "HUB_NAME": f'"{name}"',
+            "HUB_HOST": '"127.0.0.1"',
             "HUB_PORT": str(own.clients),
-            "HUB_MONITOR_PORT": str(own.monitor),
+            "HUB_MONITOR": f'"127.0.0.1:{own.monitor}"',
             "HUB_DATA_DIR": f'"{self._data_dir / name}"',
             "HUB_SYNC_INTERVAL": '"2m"',
-            "CLUSTER_HOST": '"127.0.0.1"',
             "CLUSTER_LISTEN": f'"127.0.0.1:{own.routes}"',
             "CLUSTER_ROUTES": f"[{', '.join(others)}]",
         }

@@ -26,6 +26,7 @@ from mesh.connection import Connection, open_connection
 from mesh.directory import Directory, follow_directory
 from mesh.runtime import AgentHost
 from mesh.settings import Settings
+from mesh.trust.login import Login
 from tests.limits import Limits
 
 # How long an example takes says how busy the machine is.
@@ -67,6 +68,9 @@ def mesh_environ(settings: Settings) -> dict[str, str]:
         "MESH_HEARTBEAT_S": str(settings.heartbeat_s),
         "MESH_UNKNOWN_AGENT_GRACE_S": str(settings.unknown_agent_grace_s),
         "MESH_REPLICAS": str(settings.replicas),
+        "MESH_DATA_DIR": str(settings.data_dir),
+        "MESH_CREDS": str(settings.creds or ""),
+        "MESH_TLS_CA": str(settings.tls_ca or ""),
         "PYTHONPATH": str(Path(__file__).parent.parent),
     }
 
@@ -130,7 +134,7 @@ async def control_plane(settings: Settings) -> AsyncIterator[asyncio.subprocess.
         sys.executable, "-m", "handlers.app", env=mesh_environ(settings)
     )
     try:
-        async with open_connection(settings.nats_url, name="test control") as connection:
+        async with open_connection(Login.of(settings), name="test control") as connection:
 
             async def answers() -> bool:
                 try:

@@ -16,7 +16,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Agents on many machines call each other over NATS, and OpenAI clients call them.",
     epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such agent, node, "
-    "call, letter or key, 5 deadline passed, 6 no broker, 130 Ctrl-C. "
+    "call, letter or key, 4 not allowed, 5 deadline passed, 6 no broker, 130 Ctrl-C. "
     "Settings: MESH_NATS_URL, MESH_NODE, MESH_DATA_DIR, MESH_HTTP_PORTS and more, see the README.",
 )
 app.command(name="up")(up.up)

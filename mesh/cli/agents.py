@@ -106,8 +106,9 @@ async def _directory() -> "Directory":
     from mesh.connection import open_connection
     from mesh.directory import load_directory
     from mesh.settings import Settings
+    from mesh.trust.login import Login
 
-    async with open_connection(Settings.from_env().nats_url, name="mesh agents") as connection:
+    async with open_connection(Login.of(Settings.from_env()), name="mesh agents") as connection:
         return await load_directory(connection)
 
 

@@ -148,10 +148,11 @@ async def _wait(call_id: str, timeout_s: float | None, *, as_json: bool, raw: bo
     from mesh.followers import follow_call
     from mesh.ledger import read_record
     from mesh.settings import Settings
+    from mesh.trust.login import Login
 
     started = time.monotonic()
     limit = asyncio.timeout(timeout_s)
-    async with open_connection(Settings.from_env().nats_url, name="mesh wait") as connection:
+    async with open_connection(Login.of(Settings.from_env()), name="mesh wait") as connection:
         record = await read_record(connection, call_id)
         async with follow_call(connection, record.call) as call:
             try:

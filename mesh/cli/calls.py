@@ -43,8 +43,9 @@ async def _show(call_id: str, wait_s: float, as_json: bool) -> None:
     from mesh.errors import MeshError
     from mesh.ledger import read_record
     from mesh.settings import Settings
+    from mesh.trust.login import Login
 
-    async with open_connection(Settings.from_env().nats_url, name="mesh call") as connection:
+    async with open_connection(Login.of(Settings.from_env()), name="mesh call") as connection:
         record = await read_record(connection, call_id)
         if record.outcome is None and wait_s:
             record = await _wait(connection, record, wait_s)
@@ -58,8 +59,9 @@ async def _cancel(call_id: str, as_json: bool) -> None:
     from mesh.ledger import read_record
     from mesh.outbox import Outbox
     from mesh.settings import Settings
+    from mesh.trust.login import Login
 
-    async with open_connection(Settings.from_env().nats_url, name="mesh cancel") as connection:
+    async with open_connection(Login.of(Settings.from_env()), name="mesh cancel") as connection:
         record = await read_record(connection, call_id)
         if record.outcome is None:
             await Outbox(connection).cancel(record.call)

@@ -55,11 +55,13 @@ async def _check(agent: str, node: str, method: str, limit_s: float, as_json: bo
     from mesh.directory import load_directory
     from mesh.probes import ConnectionTest, Selection
     from mesh.settings import Settings
+    from mesh.trust.login import Login
 
     settings = Settings.from_env()
+    login = Login.of(settings)
     selection = Selection(agent or None, node or None, _method(method), _limit(limit_s))
-    caller = Caller(DEFAULT_CALLER, settings.node, new_instance_id())
-    async with open_connection(settings.nats_url, name="mesh check") as connection:
+    caller = Caller(login.caller(DEFAULT_CALLER), settings.node, new_instance_id())
+    async with open_connection(login, name="mesh check") as connection:
         directory = await load_directory(connection)
         async with open_client(connection, directory, caller) as client:
             test = ConnectionTest(client, connection, _doors(settings), selection)

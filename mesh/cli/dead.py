@@ -213,8 +213,9 @@ def _print_call(letter: "DeadLetter", call: "StoredCall", *, as_json: bool) -> N
 async def _connection() -> AsyncIterator["Connection"]:
     from mesh.connection import open_connection
     from mesh.settings import Settings
+    from mesh.trust.login import Login
 
-    async with open_connection(Settings.from_env().nats_url, name="mesh dead") as connection:
+    async with open_connection(Login.of(Settings.from_env()), name="mesh dead") as connection:
         yield connection
 
 

@@ -51,6 +51,7 @@ async def _examine() -> list[Finding]:
     from mesh.connection import open_connection
     from mesh.errors import BrokerUnreachableError
     from mesh.settings import Settings, unknown_variables
+    from mesh.trust.login import Login
     from mesh.version import VERSION
 
     settings = Settings.from_env()
@@ -58,7 +59,7 @@ async def _examine() -> list[Finding]:
     findings += [Finding("warn", text) for text in unknown_variables(os.environ)]
     findings.append(_examine_binary(settings))
     try:
-        async with open_connection(settings.nats_url, name="mesh doctor") as connection:
+        async with open_connection(Login.of(settings), name="mesh doctor") as connection:
             server = connection.client.connected_server_version
             version = f"{server.major}.{server.minor}.{server.patch}"
             findings.append(Finding("ok", f"broker at {settings.nats_url}: nats-server {version}"))

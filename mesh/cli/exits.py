@@ -11,6 +11,7 @@ from mesh.errors import (
     AgentNotOnNodeError,
     BrokerUnreachableError,
     CallNotFoundError,
+    CallRefusedError,
     CallTimeoutError,
     DeadLetterNotFoundError,
     InvalidInputError,
@@ -18,13 +19,16 @@ from mesh.errors import (
     LoadError,
     MeshError,
     NodeNotFoundError,
+    NotPermittedError,
     SettingsError,
     StreamMissingError,
+    TrustError,
 )
 
 FAILED: Final = 1
 USAGE: Final = 2
 NOT_FOUND: Final = 3
+NOT_ALLOWED: Final = 4
 TIMEOUT: Final = 5
 NO_BROKER: Final = 6
 INTERRUPTED: Final = 130
@@ -39,6 +43,9 @@ _CODES: Final[tuple[tuple[type[MeshError], int], ...]] = (
     (CallNotFoundError, NOT_FOUND),
     (DeadLetterNotFoundError, NOT_FOUND),
     (KeyNotFoundError, NOT_FOUND),
+    (TrustError, NOT_ALLOWED),
+    (CallRefusedError, NOT_ALLOWED),
+    (NotPermittedError, NOT_ALLOWED),
     (CallTimeoutError, TIMEOUT),
     (BrokerUnreachableError, NO_BROKER),
     (StreamMissingError, NO_BROKER),

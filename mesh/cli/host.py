@@ -45,13 +45,15 @@ async def _run(targets: list[str], node: str) -> None:
     from mesh.runtime import AgentHost
     from mesh.settings import Settings
     from mesh.supervisor import report_ready
+    from mesh.trust.login import Login
 
     settings = Settings.from_env()
     if node:
         settings = replace(settings, node=subjects.require_id(node, "node"))
     agents = [agent for target in targets for agent in _load(target)]
+    login = Login.of(settings, agents=[agent.id for agent in agents])
     name = f"mesh host {settings.node}"
-    async with open_connection(settings.nats_url, name=name, patience_s=PATIENCE_S) as connection:
+    async with open_connection(login, name=name, patience_s=PATIENCE_S) as connection:
         # Only now: until here Ctrl-C ends the wait for a broker at once.
         stop = stop_on_signals()
         host = AgentHost(connection, agents, node=settings.node, settings=settings)

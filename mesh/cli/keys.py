@@ -1,4 +1,4 @@
-"""`mesh keys`: who may use the HTTP door.
+"""`mesh keys`: who may use the HTTP door, and who is let into a secure mesh (`mesh.cli.users`).
 
 A token is printed once, when its key is made; the mesh keeps its hash only.
 """
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mesh.cli import exits
+from mesh.cli import exits, users
 from mesh.cli.tables import print_json, print_table
 
 if TYPE_CHECKING:
@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from mesh.connection import Connection
     from schemas.access import ApiKey
 
-app = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys of the HTTP door.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="API keys of the HTTP door (create, list, revoke), and the keys of a secure mesh.",
+)
+for _command in (users.init, users.agent, users.user, users.users, users.rotate):
+    app.command(rich_help_panel="A secure mesh")(_command)
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
@@ -48,10 +53,12 @@ def list_keys(as_json: AsJson = False) -> None:
 
 @app.command()
 def revoke(
-    key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id: mesh_ID_….")],
+    key_id: Annotated[
+        str, typer.Argument(metavar="ID", help="The key's id, mesh_ID_…, or a user's name.")
+    ],
     as_json: AsJson = False,
 ) -> None:
-    """Make an API key useless, within three seconds."""
+    """Make an API key useless within three seconds, or cut somebody off at once."""
     exits.run(_revoke(key_id, as_json), as_json=as_json)
 
 
@@ -92,6 +99,8 @@ async def _list(as_json: bool) -> None:
 
 
 async def _revoke(key_id: str, as_json: bool) -> None:
+    if await users.revoke(key_id, as_json):
+        return
     async with _connection() as connection:
         key = await _access(connection).revoke(key_id)
     if as_json:
@@ -104,8 +113,9 @@ async def _revoke(key_id: str, as_json: bool) -> None:
 async def _connection() -> AsyncIterator["Connection"]:
     from mesh.connection import open_connection
     from mesh.settings import Settings
+    from mesh.trust.login import Login
 
-    async with open_connection(Settings.from_env().nats_url, name="mesh keys") as connection:
+    async with open_connection(Login.of(Settings.from_env()), name="mesh keys") as connection:
         yield connection
 
 

@@ -10,6 +10,7 @@ from typing import Final
 from mesh.errors import PortInUseError
 from mesh.settings import DEFAULT_HTTP_PORTS, Settings
 from mesh.supervisor import Part
+from mesh.trust.keyring import CONTROL, DOOR, Keyring
 
 DOORS: Final = {
     "OpenAI": "/v1",
@@ -21,7 +22,11 @@ DOORS: Final = {
 
 def control(settings: Settings, nats_url: str) -> Part:
     """The registrar and the other handlers."""
-    environ = {"MESH_NATS_URL": nats_url, "MESH_NODE": settings.node}
+    environ = {
+        "MESH_NATS_URL": nats_url,
+        "MESH_NODE": settings.node,
+        **_credentials(settings, CONTROL),
+    }
     return Part("control", _mesh("up", "control"), environ)
 
 
@@ -33,6 +38,7 @@ def http(settings: Settings, nats_url: str, *, name: str = "http", monitor_url: 
         "MESH_HTTP_HOST": settings.http_host,
         "MESH_HTTP_PORTS": ",".join(str(port) for port in settings.http_ports),
         "MESH_NATS_MONITOR_URL": monitor_url or settings.nats_monitor_url,
+        **_credentials(settings, DOOR),
     }
     return Part(name, _mesh("up", "http"), environ)
 
@@ -41,6 +47,13 @@ def host(name: str, node: str, nats_url: str, *targets: str) -> Part:
     """An agent host."""
     environ = {"MESH_NATS_URL": nats_url, "MESH_NODE": node}
     return Part(name, _mesh("run", *targets), environ)
+
+
+def _credentials(settings: Settings, name: str) -> dict[str, str]:
+    """As whom a process of the hub logs in. On a machine that has joined it is the node itself."""
+    if not Keyring.exists(settings.keys_dir):
+        return {}
+    return {"MESH_CREDS": str(Keyring.open(settings.keys_dir).credentials_path(name))}
 
 
 def _mesh(*arguments: str) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from mesh.client import MeshClient, open_client
 from mesh.connection import open_connection
 from mesh.directory import load_directory
 from mesh.settings import Settings
+from mesh.trust.login import Login
 
 DEFAULT_CALLER = "cli"
 
@@ -23,8 +24,9 @@ async def open_session(
         StreamMissingError: the broker has no mesh on it.
         InvalidIdError: `caller` is no id.
     """
-    identity = Caller(id=caller, node=settings.node, instance=new_instance_id())
-    async with open_connection(settings.nats_url, name=f"mesh {caller}") as connection:
+    login = Login.of(settings)
+    identity = Caller(id=login.caller(caller), node=settings.node, instance=new_instance_id())
+    async with open_connection(login, name=f"mesh {caller}") as connection:
         directory = await load_directory(connection)
         async with open_client(connection, directory, identity) as client:
             yield client

@@ -20,7 +20,6 @@ from mesh.client import open_client
 from mesh.connection import Connection, open_connection
 from mesh.directory import Directory, follow_directory
 from mesh.errors import (
-    BrokerUnreachableError,
     PortInUseError,
     SettingsError,
     StreamMissingError,
@@ -33,6 +32,7 @@ from mesh.shim.app import create_app
 from mesh.shim.door import Door
 from mesh.shim.listener import HttpServer, connection_limit
 from mesh.shim.rules import rules_for
+from mesh.trust.login import Login
 from schemas.registry import Heartbeat, Instance, Role
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ async def serve(
     """
     with _listening(settings) as sockets:
         async with open_connection(
-            settings.nats_url, name=f"mesh http {settings.node}", patience_s=PATIENCE_S
+            Login.of(settings), name=f"mesh http {settings.node}", patience_s=PATIENCE_S
         ) as connection:
             await serve_on(connection, sockets, settings, on_ready=on_ready, stop=stop)
 
@@ -101,7 +101,7 @@ async def serve_on(
         await _run(server, sockets, door, [stop, connection.closed])
         is_lost = connection.closed.is_set() and not stop.is_set()
     if is_lost:
-        raise BrokerUnreachableError("the connection to the broker is closed for good")
+        raise connection.ending()
 
 
 async def _run(

@@ -73,6 +73,13 @@ _NOT_TAKEN: Final = Row(
     ends_calls=True,
     is_unstored=True,
 )
+_NOT_LET_IN: Final = Row(
+    503,
+    SERVER,
+    "broker_unavailable",
+    ends_calls=True,
+    meaning="The broker lets this server in no more.",
+)
 _AGENT_FAILED: Final = Row(502, SERVER, "agent_error", ends_calls=True)
 
 TABLE: Final[dict[type[MeshError], Row]] = {
@@ -110,6 +117,10 @@ TABLE: Final[dict[type[MeshError], Row]] = {
     errors.UnauthenticatedError: Row(401, AUTHENTICATION, "invalid_api_key", asks_for_key=True),
     errors.NotAllowedError: Row(403, PERMISSION, "agent_not_allowed", param="model"),
     errors.KeyNotFoundError: _INTERNAL,
+    errors.TrustError: _INTERNAL,
+    errors.InvalidKeyError: _INTERNAL,
+    errors.CredentialsError: _NOT_LET_IN,
+    errors.JoinRefusedError: _INTERNAL,
     errors.CallError: Row(
         503,
         SERVER,
@@ -118,6 +129,9 @@ TABLE: Final[dict[type[MeshError], Row]] = {
         meaning="This server is stopping; the call itself goes on, and its answer is stored.",
     ),
     errors.CallNotFoundError: Row(404, BAD_REQUEST, "call_not_found"),
+    errors.CallRefusedError: Row(
+        403, PERMISSION, "agent_not_allowed", param="model", ends_calls=True
+    ),
     errors.KeyReusedError: Row(409, BAD_REQUEST, "idempotency_key_reused"),
     errors.AgentOfflineError: Row(
         503, SERVER, "agent_offline", retry_after_s=_RETRY_SOON_S, ends_calls=True

@@ -15,6 +15,7 @@ from mesh import Agent, CallContext, ChatRequest, registry, streams
 from mesh.connection import Connection, open_connection
 from mesh.events import Event
 from mesh.runtime import AgentHost
+from mesh.trust.login import Login
 from tests.accounts.server import Accounts
 from tests.conftest import until
 
@@ -98,7 +99,7 @@ class Mesh:
 async def host(accounts: Accounts, user: str, node: str, *agents: Agent) -> AsyncIterator[None]:
     """Run agents as `user`."""
     settings = accounts.settings(user, node)
-    async with open_connection(settings.nats_url, name=user) as connection:
+    async with open_connection(Login.of(settings), name=user) as connection:
         running = AgentHost(connection, agents, node=node, settings=settings)
         stop = asyncio.Event()
         task = asyncio.create_task(running.run(stop))

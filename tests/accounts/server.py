@@ -1,61 +1,67 @@
-"""A nats-server with the two accounts of secure mode, for tests that log in as its users.
+"""A broker in secure mode, for tests that log in as its users.
 
-Starts and stops the server. The users and their rights stand in `two_accounts.conf`; every
-password is the name again.
+Makes the keys, starts and stops the server. Two hosts, a person, and the control plane.
 """
 
-import asyncio
-import json
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
 
-from mesh.broker import find_server
+import nats
+from nats.aio.client import Client
+
+from mesh.broker import embedded_broker
 from mesh.settings import Settings
-from tests.conftest import until
-
-CONFIGURATION: Final = Path(__file__).parent / "two_accounts.conf"
+from mesh.streams import event_durable
+from mesh.trust.credentials import Credentials
+from mesh.trust.grants import Grant
+from mesh.trust.keyring import Keyring
+from mesh.trust.login import Login
+from schemas.registry import UserRole
+from tests.brokers import own_settings
 
 
 @dataclass(frozen=True, slots=True)
 class Accounts:
-    """A server that runs."""
+    """A server that runs, and the keys of everybody."""
 
-    address: str
+    url: str
+    keyring: Keyring
+    broker: Settings
 
-    def url(self, user: str) -> str:
-        """Return the URL with which `user` logs in."""
-        return f"nats://{user}:{user}@{self.address}"
+    def login(self, user: str) -> Login:
+        """Return how `user` logs in."""
+        return Login(self.url, Credentials.read(self.keyring.credentials_path(user)))
+
+    async def bare(self, user: str) -> Client:
+        """Log in as `user` with nats-py alone, which is told of denials and says nothing."""
+
+        async def refused(error: Exception) -> None:
+            """Do without nats-py's own handler, which logs every denial with a traceback."""
+
+        options = self.login(user).options()
+        return await nats.connect(**options, error_cb=refused)
 
     def settings(self, user: str, node: str) -> Settings:
         """Return the settings of a process that logs in as `user`."""
-        return Settings(nats_url=self.url(user), is_broker_external=True, node=node)
+        return replace(
+            self.broker,
+            nats_url=self.url,
+            is_broker_external=True,
+            node=node,
+            creds=self.keyring.credentials_path(user),
+        )
 
 
 @asynccontextmanager
 async def accounts_server(data_dir: Path) -> AsyncIterator[Accounts]:
     """Run the server for the length of the context."""
-    process = await asyncio.create_subprocess_exec(
-        find_server(Settings()),
-        *("-c", CONFIGURATION, "--ports_file_dir", data_dir, "-l", data_dir / "log"),
-        env={**os.environ, "ACCOUNTS_DATA_DIR": f'"{data_dir}"'},
-    )
-    try:
-        await until(lambda: _address(data_dir) is not None)
-        yield Accounts(_address(data_dir) or "")
-    finally:
-        process.terminate()
-        await process.wait()
-
-
-def _address(data_dir: Path) -> str | None:
-    for file in data_dir.glob("*.ports"):
-        try:
-            url: str = json.loads(file.read_bytes())["nats"][0]
-        except ValueError:  # Half written.
-            return None
-        return url.rpartition("/")[2]
-    return None
+    keyring = Keyring.create(data_dir / "keys")
+    heard = (event_durable("b", "a", "done"),)
+    keyring.issue("host1", UserRole.AGENT, Grant("node1", ("a", "b"), heard))
+    keyring.issue("host2", UserRole.AGENT, Grant("node2", ("c",)))
+    keyring.issue("ann", UserRole.PERSON, Grant(callers=("ann",)))
+    settings = own_settings(data_dir)
+    async with embedded_broker(settings) as broker:
+        yield Accounts(broker.url, keyring, settings)

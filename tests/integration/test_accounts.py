@@ -6,7 +6,6 @@ CORE owns JetStream and the control plane. The user of host2, agent `c`, is the 
 import asyncio
 from collections.abc import AsyncIterator
 
-import nats
 import nats.errors
 import pytest
 from nats.aio.client import Client
@@ -60,7 +59,7 @@ async def mesh(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mesh]:
 @pytest.fixture(scope="module")
 async def connection(mesh: Mesh) -> AsyncIterator[Connection]:
     """The connection of a person."""
-    async with open_connection(mesh.accounts.url("ann"), name="ann") as opened:
+    async with open_connection(mesh.accounts.login("ann"), name="ann") as opened:
         yield opened
 
 
@@ -82,20 +81,14 @@ async def ann(connection: Connection, directory: Directory) -> AsyncIterator[Mes
 @pytest.fixture
 async def core(mesh: Mesh) -> AsyncIterator[Connection]:
     """A connection that may do everything, to look at what an attack has done."""
-    async with open_connection(mesh.accounts.url("control"), name="core") as opened:
+    async with open_connection(mesh.accounts.login("control"), name="core") as opened:
         yield opened
 
 
 @pytest.fixture
 async def mallory(mesh: Mesh) -> AsyncIterator[Client]:
     """The attacker: the user of host2, with bare nats-py."""
-
-    async def refused(error: Exception) -> None:
-        """Do without nats-py's own handler, which logs every denial with a traceback."""
-
-    client = await nats.connect(
-        mesh.accounts.url("host2"), inbox_prefix="_INBOX_host2", error_cb=refused
-    )
+    client = await mesh.accounts.bare("host2")
     yield client
     await client.close()
 
@@ -337,7 +330,7 @@ async def test_the_registrar_answers_the_announcer_only(core: Connection, mallor
 async def test_a_node_speaks_for_itself_only(mesh: Mesh, directory: Directory) -> None:
     """A host can neither say goodbye for a process of another node, nor pose as a registrar."""
     victim = next(one for one in directory.instances() if one.node == "node1")
-    async with open_connection(mesh.accounts.url("host2"), name="mallory") as mallory:
+    async with open_connection(mesh.accounts.login("host2"), name="mallory") as mallory:
         posing = victim.model_copy(update={"node": "node2"})
         receipt = await beat(mallory, Heartbeat(instance=posing, leaving=True))
         assert not receipt.ok

@@ -27,6 +27,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
             }
         ),
     ),
+    ("trust", frozenset({"mesh.trust"})),
     (
         "transport",
         frozenset(
@@ -65,6 +66,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
                 "mesh.standing",
                 "mesh.directory",
                 "mesh.heartbeat",
+                "mesh.enrolment",
             }
         ),
     ),

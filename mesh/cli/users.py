@@ -1,0 +1,208 @@
+"""`mesh keys init|agent|user|users|rotate|revoke`: who is let into a secure mesh.
+
+The keys lie on the hub. What is changed here the broker and the registry are told at once, if they
+run; else the hub reads it at its start.
+"""
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mesh.cli import exits
+from mesh.cli.tables import print_json, print_table
+
+if TYPE_CHECKING:
+    from mesh.settings import Settings
+    from mesh.trust.grants import Grant
+    from mesh.trust.keyring import Keyring
+    from mesh.trust.users import User
+
+AsJson = Annotated[bool, typer.Option("--json", "-j", help="Print JSON.")]
+Name = Annotated[str, typer.Argument(help="As `mesh keys users` shows it.")]
+
+
+def init(
+    host: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--host", help="Name or address under which other machines reach this one. Repeatable."
+        ),
+    ] = None,
+) -> None:
+    """Make the keys of a mesh: from the next `mesh up` on, who comes must show credentials.
+
+    With --host, the broker also gets a certificate for that name, and speaks TLS.
+    """
+    exits.run(_init(host or []))
+
+
+def agent(
+    agents: Annotated[list[str], typer.Argument(metavar="AGENT...", help="Whom it may run.")],
+    node: Annotated[str, typer.Option("--node", "-n", help="Where; by default here.")] = "",
+    name: Annotated[
+        str, typer.Option("--name", help="What to call the credentials; by default as the agent.")
+    ] = "",
+    on: Annotated[
+        list[str] | None,
+        typer.Option("--on", help="An event they may hear, as SOURCE.NAME. Repeatable."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make credentials to run agents on a node."""
+    exits.run(_agent(agents, node, name or agents[0], on or [], as_json), as_json=as_json)
+
+
+def user(
+    name: Annotated[str, typer.Argument(help="The name under which the person calls agents.")],
+    as_json: AsJson = False,
+) -> None:
+    """Make credentials for a person, who calls agents and runs none."""
+    exits.run(_user(name, as_json), as_json=as_json)
+
+
+def users(as_json: AsJson = False) -> None:
+    """List everybody who was given credentials."""
+    exits.run(_users(as_json), as_json=as_json)
+
+
+def rotate(name: Name, as_json: AsJson = False) -> None:
+    """Make new credentials for somebody; the old ones are cut off at once."""
+    exits.run(_rotate(name, as_json), as_json=as_json)
+
+
+async def _init(hosts: list[str]) -> None:
+    from mesh.settings import Settings
+    from mesh.trust.certificates import write_server_certificate
+    from mesh.trust.keyring import Keyring
+
+    settings = Settings.from_env()
+    keyring = Keyring.create(settings.keys_dir)
+    if hosts:
+        write_server_certificate(settings.keys_dir, hosts)
+    typer.echo(
+        f"the keys of the mesh are in {keyring.folder}: whoever has them owns it. Back them up."
+    )
+    typer.echo("Next: mesh up, then mesh keys agent AGENT for what runs here,")
+    typer.echo("      and mesh keys invite NODE --agents AGENT for another machine.")
+
+
+async def _agent(agents: list[str], node: str, name: str, events: list[str], as_json: bool) -> None:
+    from mesh import streams
+    from mesh.errors import InvalidInputError
+    from mesh.settings import Settings
+    from mesh.trust.grants import Grant
+    from schemas.registry import UserRole
+
+    settings = Settings.from_env()
+    durables = []
+    for event in events:
+        source, has_name, what = event.partition(".")
+        if not has_name:
+            raise InvalidInputError(f"--on: {event[:60]!r} is no SOURCE.NAME", field="on")
+        durables += [streams.event_durable(one, source, what) for one in agents]
+    grant = Grant(node or settings.node, tuple(agents), tuple(durables))
+    await _issue(settings, name, UserRole.AGENT, grant, as_json)
+
+
+async def _user(name: str, as_json: bool) -> None:
+    from mesh.settings import Settings
+    from mesh.trust.grants import Grant
+    from schemas.registry import UserRole
+
+    await _issue(Settings.from_env(), name, UserRole.PERSON, Grant(callers=(name,)), as_json)
+
+
+async def _issue(settings: "Settings", name: str, role: Any, grant: "Grant", as_json: bool) -> None:
+    keyring = _keyring(settings)
+    made = keyring.issue(name, role, grant)
+    await tell(settings, keyring)
+    _show_made(keyring, made, as_json)
+
+
+async def _rotate(name: str, as_json: bool) -> None:
+    from mesh.settings import Settings
+
+    settings = Settings.from_env()
+    keyring = _keyring(settings)
+    made = keyring.rotate(name)
+    await tell(settings, keyring)
+    _show_made(keyring, made, as_json)
+
+
+async def revoke(name: str, as_json: bool) -> bool:
+    """Let somebody in no more; False where nobody is called so."""
+    from mesh.errors import KeyNotFoundError
+    from mesh.settings import Settings
+    from mesh.trust.keyring import Keyring
+
+    settings = Settings.from_env()
+    if not Keyring.exists(settings.keys_dir):
+        return False
+    keyring = Keyring.open(settings.keys_dir)
+    try:
+        gone = keyring.revoke(name)
+    except KeyNotFoundError:
+        return False
+    await tell(settings, keyring)
+    if as_json:
+        print_json(_shown(gone))
+    else:
+        typer.echo(f"{gone.name} is revoked: its connections are cut off.")
+    return True
+
+
+async def _users(as_json: bool) -> None:
+    from mesh.settings import Settings
+
+    found = _keyring(Settings.from_env()).users()
+    if as_json:
+        print_json([_shown(one) for one in found])
+        return
+    rows = [
+        (one.name, one.role.value, one.node or "-", ", ".join(one.agents) or "-", _state(one))
+        for one in found
+    ]
+    print_table(("NAME", "ROLE", "NODE", "AGENTS", "STATE"), rows)
+
+
+async def tell(settings: "Settings", keyring: "Keyring") -> None:
+    """Tell the broker and the registry, if there are any that run."""
+    from mesh.enrolment import enrol
+    from mesh.errors import BrokerUnreachableError, StreamMissingError
+
+    try:
+        await enrol(settings, keyring)
+    except (BrokerUnreachableError, StreamMissingError):
+        typer.echo("Note: the mesh is not up; it reads this at its start.", err=True)
+
+
+def _keyring(settings: "Settings") -> "Keyring":
+    from mesh.trust.keyring import Keyring
+
+    return Keyring.open(settings.keys_dir)
+
+
+def _show_made(keyring: "Keyring", made: "User", as_json: bool) -> None:
+    path = keyring.credentials_path(made.name)
+    if as_json:
+        print_json({**_shown(made), "credentials": str(path)})
+        return
+    typer.echo(path)
+    typer.echo(
+        f"Credentials of {made.name}. On this machine they are found by themselves; elsewhere set "
+        "MESH_CREDS to a copy that only its owner can read.",
+        err=True,
+    )
+
+
+def _shown(one: "User") -> dict[str, Any]:
+    return {**one.model_dump(mode="json", exclude={"revoked"}), "state": _state(one)}
+
+
+def _state(one: "User") -> str:
+    if one.is_revoked:
+        return "revoked"
+    if one.expires_at_s is not None and one.expires_at_s <= datetime.now(UTC).timestamp():
+        return "expired"
+    return "valid"

@@ -1,0 +1,130 @@
+"""Who may publish and subscribe to what in secure mode: the table of `schemas/README.md`.
+
+Two accounts. CORE owns JetStream and the control plane; AGENTS has no JetStream, and imports only
+what is listed here, so that no reply subject which a client names can point at an API of CORE.
+Does not write tokens; see `mesh.trust.jwts`.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from mesh import streams, subjects
+from mesh.trust.jwts import Border, Crossing
+
+_PULL: Final = "$JS.API.CONSUMER.MSG.NEXT"
+_READ: Final = "$JS.API.DIRECT.GET"
+_ACK: Final = "$JS.ACK"
+
+EXPORTS: Final = tuple(
+    Border(subject, crossing)
+    for crossing, exported in {
+        # Captured by streams: what comes back is JetStream's acknowledgement.
+        Crossing.SERVICE: (
+            *(subjects.ALL_INBOXES, subjects.ALL_PINNED_INBOXES),
+            *(subjects.ALL_BARE_REPLIES, subjects.ALL_REPLIES),
+            *(subjects.ALL_EVENTS, subjects.ALL_CANCELS, subjects.ALL_DEAD),
+            *(subjects.ALL_ANNOUNCEMENTS, subjects.ALL_WITHDRAWALS),
+            # Answered by the registrar.
+            *(subjects.ALL_HEARTBEATS, subjects.ALL_LOOKUPS, subjects.REGISTRY_LIST),
+            subjects.ALL_JOINS,
+            # By subject only. The form with a body could name any subject: it is not exported, and
+            # answers 503 at once.
+            f"{_READ}.{streams.REPLY}.>",
+            *(f"{_ACK}.{streams.INBOX}.>", f"{_ACK}.{streams.EVENT}.>"),
+        ),
+        Crossing.ANSWERS: (
+            *(f"{_PULL}.{streams.INBOX}.*", f"{_PULL}.{streams.EVENT}.*"),
+            f"{_READ}.{streams.REGISTRY}",
+        ),
+        # What JetStream has stored, republished.
+        Crossing.STREAM: (subjects.ALL_DELIVERED, subjects.REGISTRY_EVENTS),
+    }.items()
+    for subject in exported
+)
+"""What CORE lets AGENTS use."""
+
+_AGENT: Final = "{{tag(agent)}}"
+_NODE: Final = "{{tag(node)}}"
+_CALLER: Final = "{{tag(caller)}}"
+_SUBSCRIPTION: Final = "{{tag(on)}}"
+_USER: Final = "{{name()}}"
+
+MEMBER_PUBLISH: Final = (
+    # Everybody: calls, look-ups.
+    *(subjects.ALL_INBOXES, subjects.ALL_PINNED_INBOXES, subjects.ALL_CANCELS),
+    *(subjects.ALL_LOOKUPS, subjects.REGISTRY_LIST),
+    *(f"{_READ}.{streams.REGISTRY}", f"{_READ}.{streams.REPLY}"),
+    # Who speaks for a node.
+    f"registry.heartbeat.{_NODE}.*",
+    # Who is an agent.
+    f"registry.announce.{_AGENT}.{_NODE}",
+    f"registry.withdraw.{_AGENT}",
+    f"agent.{_AGENT}.event.>",
+    f"dead.{_AGENT}",
+    f"agent.{_AGENT}.reply",
+    f"agent.*.reply.*.*.{_AGENT}",
+    f"agent.{_AGENT}.reply.*.*.*",
+    f"{_PULL}.{streams.INBOX}.{_AGENT}",
+    f"{_ACK}.{streams.INBOX}.{_AGENT}.>",
+    f"{_PULL}.{streams.INBOX}.{_AGENT}@{_NODE}",
+    f"{_ACK}.{streams.INBOX}.{_AGENT}@{_NODE}.>",
+    f"{_READ}.{streams.REPLY}.agent.{_AGENT}.reply.>",
+    f"{_READ}.{streams.REPLY}.agent.*.reply.*.*.{_AGENT}",
+    # Its subscriptions. A durable's name is one token: each one is a tag.
+    f"{_PULL}.{streams.EVENT}.{_SUBSCRIPTION}",
+    f"{_ACK}.{streams.EVENT}.{_SUBSCRIPTION}.>",
+    # Who calls under a name.
+    f"agent.{_CALLER}.reply.*.*.*",
+    f"{_READ}.{streams.REPLY}.agent.{_CALLER}.reply.>",
+)
+MEMBER_SUBSCRIBE: Final = (
+    f"_INBOX_{_USER}.>",
+    subjects.REGISTRY_EVENTS,
+    f"delivered.{_AGENT}.>",
+    f"delivered.{_CALLER}.>",
+)
+
+JOINER_PUBLISH: Final = (f"registry.join.{_USER}",)
+JOINER_SUBSCRIBE: Final = (f"_INBOX_{_USER}.>",)
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What one user may do, and as whom."""
+
+    node: str = ""
+    """The node that it speaks for."""
+    agents: tuple[str, ...] = ()
+    """The agents that it may run there."""
+    subscriptions: tuple[str, ...] = ()
+    """The durables of the events that they may hear."""
+    callers: tuple[str, ...] = ()
+    """The names under which it may call, beside those of its agents."""
+
+    @classmethod
+    def of_tags(cls, tags: Iterable[str]) -> "Grant":
+        """Read what a token says."""
+        found = defaultdict[str, list[str]](list)
+        for tag in tags:
+            kind, _, value = tag.partition(":")
+            found[kind].append(value)
+        return cls(
+            node="".join(found["node"][:1]),
+            agents=tuple(found["agent"]),
+            subscriptions=tuple(found["on"]),
+            callers=tuple(found["caller"]),
+        )
+
+    @property
+    def tags(self) -> list[str]:
+        """How a token says so."""
+        node = [f"node:{self.node}"] if self.node else []
+        named = {"agent": self.agents, "on": self.subscriptions, "caller": self.callers}
+        return node + [f"{tag}:{one}" for tag, values in named.items() for one in values]
+
+    @property
+    def speakers(self) -> frozenset[str]:
+        """Everybody in whose name it may ask."""
+        return frozenset((*self.agents, *self.callers))

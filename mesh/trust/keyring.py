@@ -1,0 +1,409 @@
+"""The keys of a mesh, as its operator keeps them: a folder, made by `mesh keys init`.
+
+    keyring.json     who is who: the public halves
+    secret/*.nk      the private halves, by which users are made: whoever has them owns the mesh
+    users/*.json     everybody who was given credentials, and what for
+    creds/*.creds    the credentials of the hub's own processes, and of users made here
+
+Knows no server: which tokens its servers shall have, `Keyring.accounts` tells. Secrets are files
+of mode 0600; nothing here prints one.
+"""
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+from mesh.errors import CredentialsError, InvalidInputError, KeyNotFoundError
+from mesh.subjects import require_id
+from mesh.trust import jwts
+from mesh.trust.credentials import Credentials
+from mesh.trust.grants import (
+    EXPORTS,
+    JOINER_PUBLISH,
+    JOINER_SUBSCRIBE,
+    MEMBER_PUBLISH,
+    MEMBER_SUBSCRIBE,
+    Grant,
+)
+from mesh.trust.nkeys import KeyPair, Kind
+from mesh.trust.secrets import make_folder, read_secret, write_secret
+from mesh.trust.users import KeyringFile, User
+from schemas.registry import Identity, UserRole
+
+MAX_AGENTS: Final = 200
+"""Of one user. nats-server takes a token of 32 KB, and 4,096 subjects made of it."""
+CONTROL: Final = "control"
+"""The control plane."""
+DOOR: Final = "http"
+"""The hub's HTTP door."""
+OPERATOR: Final = "cli"
+"""Whoever can read the keyring, at the command line of the hub."""
+SYSTEM: Final = "system"
+"""Tells servers what has changed."""
+_OWN: Final = {CONTROL: UserRole.OPERATOR, DOOR: UserRole.DOOR, OPERATOR: UserRole.OPERATOR}
+
+
+class Secret(StrEnum):
+    """The private keys of a mesh."""
+
+    OPERATOR = "operator"
+    SYS = "sys"
+    CORE = "core"
+    AGENTS = "agents"
+    MEMBER = "member"
+    JOINER = "joiner"
+
+
+class _Index(KeyringFile):
+    """`keyring.json`."""
+
+    made_at_s: int
+    public: dict[Secret, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Keyring:
+    """The folder. What changes in it is written at once, under a lock."""
+
+    folder: Path
+    public: Mapping[Secret, str]
+    _keys: dict[Secret, KeyPair] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def create(cls, folder: Path) -> "Keyring":
+        """Make the keys of a new mesh, and the credentials of its hub's processes.
+
+        Raises:
+            CredentialsError: there are keys already, or the folder cannot be written.
+        """
+        if cls.exists(folder):
+            raise CredentialsError(
+                f"there are keys in {folder} already: a mesh that has lost them must be set up "
+                "anew, so they are not overwritten",
+                path=str(folder),
+            )
+        make_folder(folder)
+        keys = {
+            one: KeyPair.new(Kind.OPERATOR if one is Secret.OPERATOR else Kind.ACCOUNT)
+            for one in Secret
+        }
+        for secret, key in keys.items():
+            write_secret(folder / "secret" / f"{secret}.nk", key.seed())
+        made = cls(folder, {name: key.public for name, key in keys.items()}, keys)
+        for name, role in _OWN.items():
+            made._issue_own(name, role)
+        made._write_system()
+        # Last: a folder without it holds no keyring.
+        index = _Index(made_at_s=int(time.time()), public=dict(made.public))
+        write_secret(folder / "keyring.json", index.model_dump_json(indent=2))
+        return made
+
+    @classmethod
+    def open(cls, folder: Path) -> "Keyring":
+        """Read a keyring.
+
+        Raises:
+            CredentialsError: there is none, or it cannot be read.
+        """
+        if not cls.exists(folder):
+            raise CredentialsError(
+                f"there are no keys in {folder}: `mesh keys init` makes them, on the hub",
+                path=str(folder),
+            )
+        return cls(folder, _Index.load(folder / "keyring.json").public)
+
+    @classmethod
+    def exists(cls, folder: Path) -> bool:
+        """Tell whether a folder holds a keyring: then the mesh of this hub is a secure one."""
+        return (folder / "keyring.json").exists()
+
+    def issue(self, name: str, role: UserRole, grant: Grant, *, public: str = "") -> User:
+        """Let somebody in; `public` is his own key, else one is made with his credentials.
+
+        Raises:
+            InvalidIdError: a name is none.
+            InvalidInputError: somebody else is called so already.
+            CredentialsError: the keyring cannot be written.
+        """
+        _require_grant(name, grant)
+        with self._locked():
+            self._require_free(name, grant)
+            before = self._find(name)
+            if before and not before.is_revoked:
+                raise InvalidInputError(
+                    f"there are credentials of {name} already: `mesh keys rotate {name}` makes new "
+                    f"ones, `mesh keys revoke {name}` ends them; or take another name",
+                    field="name",
+                )
+            return self._issue(name, role, grant, public, _revoked(before) if before else {})
+
+    def _issue(
+        self, name: str, role: UserRole, grant: Grant, public: str, revoked: dict[str, int]
+    ) -> User:
+        key = None if public else KeyPair.new(Kind.USER)
+        user = User(
+            name=name,
+            public=key.public if key else public,
+            role=role,
+            node=grant.node,
+            agents=grant.agents,
+            subscriptions=grant.subscriptions,
+            callers=grant.callers,
+            issued_at_s=int(time.time()),
+            revoked=revoked,
+        )
+        if key:
+            Credentials.of(self.token(user), key).write(self.credentials_path(name))
+        self._save(user)
+        return user
+
+    def token(self, user: User) -> str:
+        """Write the token with which a member logs in."""
+        return jwts.user_token(
+            self._key(Secret.MEMBER),
+            self.public[Secret.AGENTS],
+            user.name,
+            user.public,
+            tags=user.grant.tags,
+            expires_s=user.expires_at_s,
+        )
+
+    def invitation(self, invite: str, expires_s: int) -> Credentials:
+        """Make the credentials of somebody who may only ask to be let in, and that once.
+
+        `invite` names what he was promised; see `mesh.trust.invites`.
+        """
+        key = KeyPair.new(Kind.USER)
+        token = jwts.user_token(
+            self._key(Secret.JOINER),
+            self.public[Secret.AGENTS],
+            invite,
+            key.public,
+            expires_s=expires_s,
+        )
+        return Credentials.of(token, key)
+
+    def revoke(self, name: str) -> User:
+        """Let somebody in no more; servers are to be told.
+
+        Raises:
+            KeyNotFoundError: nobody is called so.
+            CredentialsError: the keyring cannot be written, or it is a process of the hub.
+        """
+        with self._locked():
+            user = self.user(name)
+            if user.is_core:
+                raise CredentialsError(
+                    f"{name} is a process of the hub itself: `mesh keys rotate {name}` gives it "
+                    "new credentials",
+                    path=str(self.folder),
+                )
+            gone = user.model_copy(update={"revoked": _revoked(user)})
+            self._save(gone)
+            self.credentials_path(name).unlink(missing_ok=True)
+            return gone
+
+    def rotate(self, name: str) -> User:
+        """Give somebody a new key, and let him in with the old one no more.
+
+        Raises:
+            KeyNotFoundError: nobody is called so, or no more.
+            CredentialsError: the keyring cannot be written.
+        """
+        with self._locked():
+            user = self.user(name)
+            if user.is_revoked:
+                raise KeyNotFoundError(f"{name} is revoked: issue it again", key=name)
+            if user.is_core:
+                return self._issue_own(name, user.role, revoked=_revoked(user))
+            return self._issue(name, user.role, user.grant, "", _revoked(user))
+
+    def users(self) -> list[User]:
+        """Return everybody, also who is revoked, by name."""
+        paths = sorted((self.folder / "users").glob("*.json"))
+        return [User.load(path) for path in paths]
+
+    def user(self, name: str) -> User:
+        """Return somebody by name.
+
+        Raises:
+            KeyNotFoundError: nobody is called so.
+        """
+        if (found := self._find(name)) is None:
+            raise KeyNotFoundError(f"nobody is called {name[:60]!r}", key=name[:60])
+        return found
+
+    def identities(self) -> list[Identity]:
+        """Return who counts, for the registry."""
+        return [one.identity for one in self.users() if not one.is_revoked]
+
+    def credentials_path(self, name: str) -> Path:
+        """Return where the credentials of a user made here lie."""
+        return self.folder / "creds" / f"{name}.creds"
+
+    def credentials_for(self, node: str, agents: Sequence[str]) -> Path:
+        """Find credentials with which these agents may run on a node.
+
+        Raises:
+            CredentialsError: nobody was given such.
+        """
+        for user in self.users():
+            may_run = user.node == node and set(agents) <= set(user.agents)
+            path = self.credentials_path(user.name)
+            if may_run and not user.is_revoked and path.exists():
+                return path
+        named = " ".join(agents)
+        raise CredentialsError(
+            f"there are no credentials to run {', '.join(agents)} on {node}: make them with "
+            f"`mesh keys agent {named} --node {node}`",
+            path=str(self.folder / "creds"),
+        )
+
+    @property
+    def operator_token(self) -> str:
+        """What every server is given: who is to be believed."""
+        return jwts.operator_token(self._key(Secret.OPERATOR), "mesh", self.system_account)
+
+    def accounts(self) -> dict[str, str]:
+        """Return the tokens that servers shall have, by the public keys of their accounts."""
+        users = self.users()
+        roles = (
+            self._role(Secret.MEMBER, MEMBER_PUBLISH, MEMBER_SUBSCRIBE),
+            self._role(Secret.JOINER, JOINER_PUBLISH, JOINER_SUBSCRIBE),
+        )
+        accounts = (
+            jwts.Account("SYS", self.public[Secret.SYS]),
+            jwts.Account(
+                "CORE",
+                self.public[Secret.CORE],
+                has_storage=True,
+                exports=EXPORTS,
+                revoked=_all_revoked(one for one in users if one.is_core),
+            ),
+            jwts.Account(
+                "AGENTS",
+                self.public[Secret.AGENTS],
+                imports=EXPORTS,
+                imported_from=self.public[Secret.CORE],
+                roles=roles,
+                revoked=_all_revoked(one for one in users if not one.is_core),
+            ),
+        )
+        operator = self._key(Secret.OPERATOR)
+        return {one.public: jwts.account_token(operator, one) for one in accounts}
+
+    def write_accounts(self, folder: Path) -> None:
+        """Write the accounts' tokens where a server looks for them at its start.
+
+        Raises:
+            CredentialsError: the folder cannot be written.
+        """
+        tokens = self.accounts()
+        make_folder(folder)
+        for path in folder.glob("*.jwt"):
+            if path.stem not in tokens:
+                path.unlink()
+        for public, token in tokens.items():
+            write_secret(folder / f"{public}.jwt", token)
+
+    @property
+    def system_account(self) -> str:
+        """The account in which servers are told what has changed."""
+        return self.public[Secret.SYS]
+
+    def _role(self, key: Secret, publish: Sequence[str], subscribe: Sequence[str]) -> jwts.Role:
+        return jwts.Role(key.value, self.public[key], publish, subscribe)
+
+    def _issue_own(
+        self, name: str, role: UserRole, *, revoked: dict[str, int] | None = None
+    ) -> User:
+        key = KeyPair.new(Kind.USER)
+        user = User(
+            name=name,
+            public=key.public,
+            role=role,
+            callers=(name,),
+            issued_at_s=int(time.time()),
+            revoked=revoked or {},
+        )
+        token = jwts.unlimited_token(self._key(Secret.CORE), name, key.public)
+        Credentials.of(token, key).write(self.credentials_path(name))
+        self._save(user)
+        return user
+
+    def _write_system(self) -> None:
+        key = KeyPair.new(Kind.USER)
+        token = jwts.unlimited_token(self._key(Secret.SYS), SYSTEM, key.public)
+        Credentials.of(token, key).write(self.credentials_path(SYSTEM))
+
+    def _require_free(self, name: str, grant: Grant) -> None:
+        """A caller's name is of one user only: answers to it reach whoever may hear that name."""
+        for user in self.users():
+            if user.name == name or user.is_revoked:
+                continue
+            taken = set(grant.callers) & user.grant.speakers | set(grant.agents) & set(user.callers)
+            if taken:
+                raise InvalidInputError(
+                    f"{sorted(taken)[0]} is a name of {user.name} already: answers to it would "
+                    "reach both; take another one",
+                    field="name",
+                )
+        if name in (*_OWN, SYSTEM):
+            raise InvalidInputError(f"{name} is a process of the hub: take another name")
+
+    def _find(self, name: str) -> User | None:
+        path = self.folder / "users" / f"{require_id(name, 'user')}.json"
+        return User.load(path) if path.exists() else None
+
+    def _save(self, user: User) -> None:
+        path = self.folder / "users" / f"{user.name}.json"
+        write_secret(path, user.model_dump_json(indent=2))
+
+    def _key(self, name: Secret) -> KeyPair:
+        if name not in self._keys:
+            self._keys[name] = KeyPair.from_seed(read_secret(self.folder / "secret" / f"{name}.nk"))
+        return self._keys[name]
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep other processes from changing the keyring meanwhile."""
+        try:
+            lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise CredentialsError(
+                f"cannot write {self.folder}: {error.strerror}", path=str(self.folder)
+            ) from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
+
+def _revoked(user: User) -> dict[str, int]:
+    return {**user.revoked, user.public: int(time.time())}
+
+
+def _all_revoked(users: Iterator[User]) -> dict[str, int]:
+    return {key: at_s for user in users for key, at_s in user.revoked.items()}
+
+
+def _require_grant(name: str, grant: Grant) -> None:
+    require_id(name, "user")
+    for agent in grant.agents:
+        require_id(agent)
+    for caller in grant.callers:
+        require_id(caller, "caller")
+    if grant.node:
+        require_id(grant.node, "node")
+    if len(grant.agents) > MAX_AGENTS:
+        raise InvalidInputError(
+            f"{len(grant.agents)} agents are too many for one user: {MAX_AGENTS} at most",
+            field="agents",
+        )

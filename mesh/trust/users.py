@@ -1,0 +1,75 @@
+"""Who was given credentials, and what for: what the keyring keeps of everybody but his secret."""
+
+from pathlib import Path
+from typing import Self
+
+import pydantic
+from pydantic import BaseModel, ConfigDict
+
+from mesh.errors import CredentialsError
+from mesh.trust.grants import Grant
+from mesh.trust.secrets import read_secret
+from schemas.registry import Identity, UserRole
+
+
+class KeyringFile(BaseModel):
+    """A file of the keyring."""
+
+    model_config = ConfigDict(frozen=True)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read one.
+
+        Raises:
+            CredentialsError: it cannot be read, or is damaged.
+        """
+        try:
+            return cls.model_validate_json(read_secret(path))
+        except pydantic.ValidationError:
+            raise CredentialsError(
+                f"{path} is damaged: restore it from a backup", path=str(path)
+            ) from None
+
+
+class User(KeyringFile):
+    """Somebody who was given credentials."""
+
+    name: str
+    public: str
+    role: UserRole
+    node: str = ""
+    agents: tuple[str, ...] = ()
+    subscriptions: tuple[str, ...] = ()
+    callers: tuple[str, ...] = ()
+    issued_at_s: int
+    expires_at_s: int | None = None
+    revoked: dict[str, int] = {}
+    """Keys of this user that count no more, and since when."""
+
+    @property
+    def is_revoked(self) -> bool:
+        """Whether the newest of its keys counts no more."""
+        return self.public in self.revoked
+
+    @property
+    def is_core(self) -> bool:
+        """Whether it is a process of the hub, in the account that may do everything."""
+        return self.role in (UserRole.OPERATOR, UserRole.DOOR)
+
+    @property
+    def grant(self) -> Grant:
+        """What it may do."""
+        return Grant(self.node, self.agents, self.subscriptions, self.callers)
+
+    @property
+    def identity(self) -> Identity:
+        """How the registry tells it to everybody."""
+        return Identity(
+            key=self.public,
+            name=self.name,
+            role=self.role,
+            node=self.node or None,
+            speaks_for=tuple(sorted(self.grant.speakers)),
+            expires_at_s=self.expires_at_s,
+        )
