@@ -5,7 +5,7 @@ are, the decorators return them unchanged.
 """
 
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, TypeVar
@@ -91,6 +91,9 @@ class Agent:
     `max_choices` is the largest `n` that clients may ask with; it stands in `request.n`.
     `mailbox_max` requests may wait for it, those that it works on included; who comes then is told
     to come back later. The broker's own limit, for every agent, is MESH_MAILBOX_MAX.
+    `callers` are those who may call it, everybody if it is empty: ids such as `daarwizz`, nodes as
+    `node:node1`, roles as `role:person`. In an open mesh callers are who they say; there are no
+    roles then.
 
     Raises:
         InvalidIdError: `agent_id` is not an id.
@@ -106,6 +109,7 @@ class Agent:
         concurrency: int = 16,
         max_choices: int = 1,
         mailbox_max: int | None = None,
+        callers: Sequence[str] = (),
     ) -> None:
         self.id = subjects.require_id(agent_id)
         self._description = description
@@ -114,6 +118,7 @@ class Agent:
         self._concurrency = concurrency
         self._max_choices = max_choices
         self._mailbox_max = mailbox_max
+        self.callers = tuple(callers)
         self._handler: Handler | None = None
         self._subscriptions: dict[tuple[str, str], Handler] = {}
         self._outlet: EventOutlet | None = None
@@ -130,6 +135,7 @@ class Agent:
             streams=self._handler is not None and self._handler.kind.streams,
             max_choices=self._max_choices,
             mailbox_max=self._mailbox_max,
+            callers=self.callers,
             subscriptions=tuple(
                 Subscription(source=source, name=name) for source, name in self._subscriptions
             ),

@@ -7,6 +7,7 @@ A call is a message in the agent's mailbox and the wait for its frames. Does not
 import os
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Final
 from uuid import uuid4
 
@@ -133,7 +134,8 @@ class MeshClient:
     ) -> Call:
         """Send a request and return the call, without waiting for anything but the socket.
 
-        `source` is who the agent is told asks, when that is not this caller. A ping takes the
+        `source` is who the agent is told asks, when that is not this caller; in secure mode only
+        one for whom the credentials speak. A ping takes the
         way of every call, up to a slot of the agent, and is answered without its handler.
 
         Raises:
@@ -156,8 +158,9 @@ class MeshClient:
             body,
             content_type=content_type,
             node=node,
-            source=source or self._caller,
+            source=self._source(source),
             lineage=lineage,
+            signer=self._connection.credentials,
         )
         if is_ping:
             request.headers[h.PING] = "1"
@@ -204,8 +207,9 @@ class MeshClient:
             body,
             content_type=content_type,
             node=node,
-            source=source or self._caller,
+            source=self._source(source),
             lineage=NO_LINEAGE,
+            signer=self._connection.credentials,
         )
         request.headers[h.KEEP_S] = str(KEEP_S)
         if call_id:
@@ -250,6 +254,15 @@ class MeshClient:
         }
         subject = subjects.event(agent, name)
         return await self._connection.publisher.publish(subject, body, headers)
+
+    def _source(self, named: Caller | None) -> Caller:
+        """Return as whom to ask: in secure mode nobody can be named who has not signed."""
+        signer = self._connection.credentials
+        if signer is None:
+            return named or self._caller
+        if named is None or named.id not in signer.grant.speakers:
+            return self._caller
+        return replace(self._caller, id=named.id)
 
     async def _require_way(
         self, agent: str, node: str | None, timeout_s: float, *, wait: bool

@@ -22,8 +22,10 @@ class CallContext:
     """The call's id; the same on every attempt."""
     agent: str
     source_agent: str
-    """Who says it asks; empty when nobody says so. Not proven in open mode."""
+    """Who asks; empty when nobody says so. See `is_proven`."""
     source_node: str
+    is_proven: bool
+    """Whether that is proven by a signature: always in secure mode, never in an open mesh."""
     attempt: int
     """1, or more when an earlier attempt died."""
     hops: tuple[str, ...]

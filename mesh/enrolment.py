@@ -23,7 +23,21 @@ TIMEOUT_S: Final = 5.0
 
 
 async def enrol(settings: Settings, keyring: Keyring) -> None:
-    """Tell the servers and the registry what stands in the keyring now.
+    """Tell the registry who stands in the keyring now: whom servers let in, a token itself says.
+
+    Raises:
+        BrokerUnreachableError: there is no broker; it reads the keyring when it starts.
+        StreamMissingError: there is no registry on it yet.
+    """
+    async with open_connection(Login.of(settings), name="mesh keys") as connection:
+        await tell_registry(connection, keyring)
+
+
+async def cut_off(settings: Settings, keyring: Keyring) -> None:
+    """Tell servers and the registry who counts no more: he is cut off before this returns.
+
+    The processes of the hub are not: a change of their account would cost every agent the pulls
+    that wait. Theirs is read at the next start.
 
     Raises:
         BrokerUnreachableError: there is no broker; it reads the keyring when it starts.
@@ -33,10 +47,8 @@ async def enrol(settings: Settings, keyring: Keyring) -> None:
     ours = Login.of(settings)
     system = Login(ours.url, Credentials.read(path), ours.ca)
     async with open_connection(system, name="mesh keys") as connection:
-        for token in keyring.accounts().values():
-            await _update(connection, token)
-    async with open_connection(ours, name="mesh keys") as connection:
-        await tell_registry(connection, keyring)
+        await _update(connection, keyring.members_token)
+    await enrol(settings, keyring)
 
 
 async def _update(connection: Connection, token: str) -> None:

@@ -116,6 +116,8 @@ class EventWorker:
             agent=self._agent_id,
             source_agent=event.source,
             source_node="",
+            # Nobody else may publish under an agent's subject there.
+            is_proven=self._place.connection.credentials is not None,
             attempt=event.attempt,
             hops=(),
             traceparent="",

@@ -10,6 +10,7 @@ import logging
 from typing import Final
 
 from mesh import headers as h
+from mesh.admission import Asker
 from mesh.agent import Agent
 from mesh.completions import completion
 from mesh.context import CallContext
@@ -152,7 +153,10 @@ class Execution:
             if left_s is not None and left_s <= 0:
                 raise _too_late(self._agent.id, headers)
             question = read_question(delivery, headers)
-            context = self._context(delivery, headers, question, left_s)
+            source = question.source_agent or headers.source_agent
+            agent, admission = self._agent, self._place.admission
+            asker = await admission.require(agent.id, agent.callers, delivery, headers, source)
+            context = self._context(delivery, headers, asker, left_s)
             async with limit:
                 run.enter(limit)
                 handling = Handling(self._agent, self._place, writer, run)
@@ -205,7 +209,7 @@ class Execution:
         self,
         delivery: Delivery,
         headers: h.RequestHeaders,
-        question: Question,
+        asker: Asker,
         left_s: float | None,
     ) -> CallContext:
         agent = self._agent.id
@@ -217,8 +221,9 @@ class Execution:
         return CallContext(
             id=call_id,
             agent=agent,
-            source_agent=question.source_agent or headers.source_agent,
-            source_node=headers.source_node,
+            source_agent=asker.agent,
+            source_node=asker.node,
+            is_proven=asker.is_proven,
             attempt=delivery.attempt,
             hops=headers.hops,
             traceparent=headers.traceparent,

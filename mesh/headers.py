@@ -36,6 +36,8 @@ KEEP_S: Final = "mesh-keep-s"
 PING: Final = "mesh-ping"
 REPLAY_OF: Final = "mesh-replay-of"
 CUT_FROM: Final = "mesh-cut-from"
+SIGNER: Final = "mesh-signer"
+SIGNATURE: Final = "mesh-signature"
 
 KIND: Final = "mesh-kind"
 SEQ: Final = "mesh-seq"

@@ -34,7 +34,9 @@ from mesh.errors import (
 from mesh.pressure import Pressure
 from mesh.publisher import PubAck, is_subject_full
 from mesh.replies import frame_lifetime_s
+from mesh.signatures import sign
 from mesh.silence import explain
+from mesh.trust.credentials import Credentials
 from schemas.frame import CancelBody, FrameKind, StoredBody
 
 logger = logging.getLogger(__name__)
@@ -67,8 +69,12 @@ def compose(
     node: str | None,
     source: Caller,
     lineage: Lineage,
+    signer: Credentials | None,
 ) -> Request:
-    """Write the request of a call. Nothing of a client's own gets among the headers."""
+    """Write the request of a call. Nothing of a client's own gets among the headers.
+
+    With a `signer` it is signed, and from whom the signer speaks for.
+    """
     # Never the call's id: whoever knows that can answer the call.
     trace_id = lineage.trace_id or os.urandom(16).hex()
     headers = {
@@ -86,7 +92,10 @@ def compose(
         headers[h.TARGET_NODE] = node
     if lineage.hops:
         headers[h.HOPS] = ",".join(lineage.hops)
-    return Request(subjects.inbox(call.agent, node), body, headers)
+    subject = subjects.inbox(call.agent, node)
+    if signer is not None:
+        sign(signer, subject, headers, body)
+    return Request(subject, body, headers)
 
 
 class Outbox:

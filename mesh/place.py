@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from mesh.admission import Admission
 from mesh.client import MeshClient
 from mesh.clock import BrokerClock
 from mesh.connection import Connection
@@ -15,6 +16,7 @@ class Place:
 
     connection: Connection
     clock: BrokerClock
+    admission: Admission
     node: str
     instance: str
     open_client: Callable[[str], Awaitable[MeshClient]]

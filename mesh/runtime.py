@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack
 from typing import Final
 
 from mesh import registry
+from mesh.admission import Admission
 from mesh.agent import Agent
 from mesh.background import BackgroundTasks
 from mesh.callers import Caller, new_instance_id
@@ -127,6 +128,7 @@ class AgentHost:
         return Place(
             connection=self._connection,
             clock=self._clock,
+            admission=Admission(self._connection, directory),
             node=self.instance.node,
             instance=self.instance.instance,
             open_client=client_of,

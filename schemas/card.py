@@ -4,11 +4,25 @@ The registrar validates it and keeps it in the registry bucket; it never expires
 that is offline stays known.
 """
 
-from pydantic import Field
+from typing import Annotated
 
-from schemas.base import Id, WireModel
+from pydantic import AfterValidator, Field
+
+from schemas.base import Id, WireModel, is_id
 
 MAX_DESCRIPTION_CHARS = 2_000
+NODE_PREFIX = "node:"
+ROLE_PREFIX = "role:"
+
+
+def _require_caller(text: str) -> str:
+    if not is_id(text.removeprefix(NODE_PREFIX).removeprefix(ROLE_PREFIX)):
+        raise ValueError("not a caller: give an id, node:<id> or role:<role>")
+    return text
+
+
+CallerRule = Annotated[str, AfterValidator(_require_caller)]
+"""Somebody who may call: an agent, or another caller, by id; a node; or a role in a secure mesh."""
 
 
 class Subscription(WireModel):
@@ -34,4 +48,6 @@ class AgentCard(WireModel):
     """The largest `n` of a chat request that it serves: how many answers to one question."""
     mailbox_max: int | None = Field(default=None, ge=1, le=1_000_000)
     """Requests that may wait for it, if that is fewer than the mesh allows to every agent."""
+    callers: tuple[CallerRule, ...] = ()
+    """Who may call it; empty: everybody."""
     subscriptions: tuple[Subscription, ...] = ()

@@ -126,8 +126,10 @@ async def _rotate(name: str, as_json: bool) -> None:
     settings = Settings.from_env()
     keyring = _keyring(settings)
     made = keyring.rotate(name)
-    await tell(settings, keyring)
+    await tell(settings, keyring, cuts_off=not made.is_core)
     _show_made(keyring, made, as_json)
+    if made.is_core:
+        typer.echo("Start `mesh up` again: its processes log in with the new ones then.", err=True)
 
 
 async def revoke(name: str, as_json: bool) -> bool:
@@ -144,7 +146,7 @@ async def revoke(name: str, as_json: bool) -> bool:
         gone = keyring.revoke(name)
     except KeyNotFoundError:
         return False
-    await tell(settings, keyring)
+    await tell(settings, keyring, cuts_off=True)
     if as_json:
         print_json(_shown(gone))
     else:
@@ -166,13 +168,13 @@ async def _users(as_json: bool) -> None:
     print_table(("NAME", "ROLE", "NODE", "AGENTS", "STATE"), rows)
 
 
-async def tell(settings: "Settings", keyring: "Keyring") -> None:
+async def tell(settings: "Settings", keyring: "Keyring", *, cuts_off: bool = False) -> None:
     """Tell the broker and the registry, if there are any that run."""
-    from mesh.enrolment import enrol
+    from mesh.enrolment import cut_off, enrol
     from mesh.errors import BrokerUnreachableError, StreamMissingError
 
     try:
-        await enrol(settings, keyring)
+        await (cut_off if cuts_off else enrol)(settings, keyring)
     except (BrokerUnreachableError, StreamMissingError):
         typer.echo("Note: the mesh is not up; it reads this at its start.", err=True)
 

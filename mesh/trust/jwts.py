@@ -131,10 +131,11 @@ def _scope(role: Role) -> dict[str, Any]:
     return {"kind": "user_scope", "key": role.key, "role": role.name, "template": template}
 
 
-def unlimited_token(account: KeyPair, name: str, public: str) -> str:
+def unlimited_token(account: KeyPair, name: str, public: str, *, tags: Sequence[str] = ()) -> str:
     """Write the token of a user who may do everything in an account."""
     limits = dict.fromkeys(("subs", "data", "payload"), _UNLIMITED)
-    claims = {"type": "user", "version": _VERSION, "pub": {}, "sub": {}, **limits}
+    claims: dict[str, Any] = {"type": "user", "version": _VERSION, "pub": {}, "sub": {}, **limits}
+    claims["tags"] = list(tags)
     return _sign(account, name, public, claims)
 
 

@@ -313,6 +313,11 @@ class Keyring:
             write_secret(folder / f"{public}.jwt", token)
 
     @property
+    def members_token(self) -> str:
+        """The token of the account in which everybody is but the processes of the hub."""
+        return self.accounts()[self.public[Secret.AGENTS]]
+
+    @property
     def system_account(self) -> str:
         """The account in which servers are told what has changed."""
         return self.public[Secret.SYS]
@@ -332,7 +337,7 @@ class Keyring:
             issued_at_s=int(time.time()),
             revoked=revoked or {},
         )
-        token = jwts.unlimited_token(self._key(Secret.CORE), name, key.public)
+        token = jwts.unlimited_token(self._key(Secret.CORE), name, key.public, tags=user.grant.tags)
         Credentials.of(token, key).write(self.credentials_path(name))
         self._save(user)
         return user

@@ -41,6 +41,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
                 "mesh.connection",
                 "mesh.elections",
                 "mesh.silence",
+                "mesh.signatures",
                 "mesh.provision",
                 "mesh.history",
                 "mesh.delivery",
@@ -92,6 +93,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
         "runtime",
         frozenset(
             {
+                "mesh.admission",
                 "mesh.place",
                 "mesh.invocation",
                 "mesh.runs",

@@ -19,7 +19,7 @@ import nats
 import pytest
 from nats.aio.msg import Msg
 
-from mesh import Agent, ChatRequest, errors, headers, subjects
+from mesh import Agent, ChatRequest, errors, headers, registry, subjects
 from mesh.access import Access
 from mesh.callers import Caller, new_instance_id
 from mesh.client import MeshClient, open_client
@@ -27,10 +27,18 @@ from mesh.connection import Connection
 from mesh.directory import Directory
 from mesh.errors import AgentFailedError, CallCancelledError
 from mesh.questions import encode_question
+from mesh.signatures import sign
+from mesh.trust.credentials import Credentials
+from mesh.trust.jwts import unlimited_token
+from mesh.trust.nkeys import KeyPair, Kind
+from schemas.registry import Identity, UserRole
 from tests.conftest import Running, until
 
 README = Path(__file__).parent.parent.parent / "schemas" / "README.md"
 BLOCK = re.compile(r"```wire ([a-z-]+)\n(.*?)```", re.DOTALL)
+
+KEY = KeyPair.from_seed("SUAMLK2ZNL35WSMW37E7UD4VZ7ELPKW7DHC3BWBSD2GCZ7IUQQXZIORRBU")
+PERSON = Identity(key=KEY.public, name="ann", role=UserRole.PERSON, speaks_for=("ann",))
 
 NAMES = [
     "request",
@@ -41,6 +49,8 @@ NAMES = [
     "final-of-stream",
     "working",
     "stored",
+    "signed-request",
+    "identity-record",
     "cancel",
     "error",
     "ping",
@@ -179,6 +189,7 @@ async def traffic(
             for subject in (r"registry\.heartbeat\.node-b\..*", r"registry\.event\.reign\.node1"):
                 await until(lambda subject=subject: recorder.find(subject) is not None)
         await Access(connection).create("phone", agents=["solarius"], lifetime_s=86_400)
+        await registry.put(connection, registry.identity_key(KEY.public), PERSON)
         await witness.publish("agent.nobody.inbox", b"Anybody there?")
         await until(lambda: recorder.find(r"dead\.nobody") is not None)
     await witness.close()
@@ -209,6 +220,8 @@ def _named(
         "final-of-stream": recorder.find(reply, mesh_kind="final", **last),
         "working": recorder.find(reply, mesh_kind="working"),
         "stored": recorder.find(reply, mesh_kind="stored"),
+        "signed-request": _signed(),
+        "identity-record": recorder.find(r"registry\.event\.identity\..*"),
         "cancel": recorder.find(r"agent\.solarius\.cancel\..*"),
         "error": recorder.find(reply, mesh_kind="error"),
         "ping": recorder.find(r"agent\.solarius\.inbox", mesh_ping="1"),
@@ -227,6 +240,22 @@ def _named(
         "access-record": recorder.find(r"\$KV\.access\.key\..*"),
         "dead-letter": recorder.find(r"dead\.nobody"),
     }
+
+
+def _signed() -> Seen:
+    """A request that is signed with a key that everybody has."""
+    body = b'{"messages":[{"role":"user","content":"plain"}],"model":"solarius","stream":false}'
+    sent = {
+        headers.REPLY_TO: "agent.ann.reply.example.example-call.solarius",
+        headers.CORRELATION_ID: "example-call",
+        headers.CONTENT_TYPE: headers.JSON,
+        headers.SOURCE_AGENT: "ann",
+        headers.SOURCE_NODE: "node1",
+        headers.TIMEOUT_MS: "60000",
+    }
+    token = unlimited_token(KeyPair.new(Kind.ACCOUNT), "ann", KEY.public)
+    sign(Credentials.of(token, KEY), "agent.solarius.inbox", sent, body)
+    return Seen("agent.solarius.inbox", sent, body)
 
 
 @pytest.fixture(scope="module")
