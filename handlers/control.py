@@ -19,6 +19,8 @@ from handlers.cancel import LINK
 from handlers.cancel import router as cancel_router
 from handlers.dead_letters import Undertaker
 from handlers.dead_letters import router as dead_letters_router
+from handlers.joins import KEYRING
+from handlers.joins import router as joins_router
 from handlers.registrar import Registrar
 from handlers.registry import router as registry_router
 from handlers.watchdog import Watchdog
@@ -62,7 +64,7 @@ def create_app(
         max_outstanding_pings=2,
         drain_timeout=3,
         reconnected_cb=control.reconnected,
-        routers=(registry_router, cancel_router, dead_letters_router),
+        routers=(registry_router, cancel_router, dead_letters_router, joins_router),
         logger=logging.getLogger("mesh.faststream"),
         log_level=logging.DEBUG,
     )
@@ -138,6 +140,7 @@ class _Control:
             self._undertaker = Undertaker(connection, directory, self._settings)
             context.set_global("registrar", registrar)
             context.set_global(LINK, connection)
+            context.set_global(KEYRING, self._keyring)
             watchdog = Watchdog(lambda: client.is_connected)
             self._tasks.start(watchdog.tick_forever())
             stack.push_async_callback(connection.release)

@@ -158,12 +158,19 @@ class Access:
     async def idempotency_secret(self) -> bytes:
         """Return 32 bytes that all doors of the mesh share; the first who asks makes them.
 
+        The door of a machine that has joined cannot read those: its own come from its key.
+
         Raises:
             StreamMissingError: there is no mesh on this broker.
             BrokerUnreachableError: the broker does not answer.
         """
         if self._secret is None:
-            self._secret = await self._shared_secret()
+            credentials = self._connection.credentials
+            if credentials is None or credentials.is_core:
+                self._secret = await self._shared_secret()
+            else:
+                seed = credentials.key.seed().encode()
+                self._secret = hmac.new(seed, _IDEMPOTENCY.encode(), sha256).digest()
         return self._secret
 
     async def _shared_secret(self) -> bytes:

@@ -7,6 +7,7 @@ start it again when it dies: whoever opened it sees that through `EmbeddedBroker
 import asyncio
 import fcntl
 import http.client
+import ipaddress
 import json
 import os
 import re
@@ -23,7 +24,13 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from mesh.child import Child
-from mesh.errors import DataDirError, EmbeddedBrokerError, PortInUseError, ServerBinaryError
+from mesh.errors import (
+    DataDirError,
+    EmbeddedBrokerError,
+    PortInUseError,
+    ServerBinaryError,
+    SettingsError,
+)
 from mesh.settings import EVERY_ADDRESS, Settings, server_certificate
 from mesh.trust.keyring import Keyring
 
@@ -67,6 +74,8 @@ async def embedded_broker(
     Raises:
         ServerBinaryError: no nats-server is found, or it is none, or too old.
         DataDirError: the data directory cannot be written, or another mesh uses it.
+        SettingsError: it would listen beyond loopback and ask nobody who he is.
+        CredentialsError: the keys of a secure mesh cannot be read.
         PortInUseError: another program listens on a port we need.
         EmbeddedBrokerError: the server ended, or was not ready in time.
     """
@@ -227,6 +236,7 @@ def _prepare(settings: Settings) -> _Setup:
         "HUB_DATA_DIR": _quoted(str(settings.data_dir)),
         "HUB_SYNC_INTERVAL": _quoted(settings.sync_interval),
     }
+    _require_protected(settings)
     if not Keyring.exists(settings.keys_dir):
         return _Setup(folder / "hub.conf", variables)
     keyring = Keyring.open(settings.keys_dir)
@@ -248,6 +258,32 @@ def _prepare(settings: Settings) -> _Setup:
         return _Setup(folder / "secure" / "tls.conf", variables)
     variables["HUB_WEBSOCKET"] = _quoted(f"{settings.nats_host}:{settings.websocket_port}")
     return _Setup(folder / "secure" / "websocket.conf", variables)
+
+
+def _require_protected(settings: Settings) -> None:
+    """Listen beyond loopback only where who comes is asked who he is, and nothing is readable."""
+    if settings.is_open_to_network or _is_loopback(settings.nats_host):
+        return
+    hint = "or say that all this is meant: `mesh up --open-to-network`"
+    if not Keyring.exists(settings.keys_dir):
+        raise SettingsError(
+            f"MESH_NATS_HOST={settings.nats_host} would let everybody on the network do "
+            f"everything: make keys first, `mesh keys init --host NAME`; {hint}",
+            variable="MESH_NATS_HOST",
+        )
+    if not server_certificate(settings.keys_dir).exists():
+        raise SettingsError(
+            f"MESH_NATS_HOST={settings.nats_host} would let everybody on the network read "
+            f"everything: make a certificate first, `mesh keys certificate NAME`; {hint}",
+            variable="MESH_NATS_HOST",
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _quoted(text: str) -> str:

@@ -16,7 +16,7 @@ from nats.aio.client import Client
 
 from mesh.background import BackgroundTasks
 from mesh.elections import Elections, Hook
-from mesh.errors import BrokerUnreachableError, CredentialsError, MeshError
+from mesh.errors import BrokerUnreachableError, CredentialsError, MeshError, SettingsError
 from mesh.nats_client import MeshNatsClient
 from mesh.publisher import Publisher
 from mesh.trust.credentials import Credentials
@@ -151,9 +151,15 @@ async def open_connection(
 
     Raises:
         BrokerUnreachableError: there is no broker.
+        SettingsError: WebSockets are mixed with plain connections.
         CredentialsError: it does not let us in, or its authority cannot be read.
     """
     login = Login(login) if isinstance(login, str) else login
+    if len(login.ways) > 1:
+        raise SettingsError(
+            f"{login} mixes WebSockets with plain connections: give one kind of address",
+            variable="MESH_NATS_URL",
+        )
     client = MeshNatsClient(must_encrypt=login.is_encrypted)
     connection = Connection(client, login.credentials)
     failure: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()

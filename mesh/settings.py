@@ -31,6 +31,7 @@ KNOWN_VARIABLES: Final = {
     "MESH_NATS_URL": "broker to use, instead of an embedded one",
     "MESH_NATS_SERVER": "path of the nats-server binary",
     "MESH_NATS_HOST": "address the embedded broker listens on",
+    "MESH_OPEN_TO_NETWORK": "'yes' lets everybody on the network do everything",
     "MESH_NATS_PORT": "port of the embedded broker (0: any free one)",
     "MESH_NATS_WEBSOCKET_PORT": "port of the embedded broker for WebSockets; 0: none",
     "MESH_NATS_MONITOR_PORT": "monitoring port of the embedded broker (0: any free one)",
@@ -71,6 +72,8 @@ class Settings:
     """Whether a broker was named, so that none is started."""
     nats_server: str = ""
     nats_host: str = "127.0.0.1"
+    is_open_to_network: bool = False
+    """Whether somebody has said that everybody who reaches this machine may do everything."""
     nats_port: int = 4222
     websocket_port: int = 0
     """Where the embedded broker takes WebSockets, in secure mode with TLS; 0: nowhere."""
@@ -80,6 +83,8 @@ class Settings:
     api_key: str = field(default="", repr=False)
     """What this process shows to an HTTP door, as its client."""
     data_dir: Path = Path()
+    is_joined: bool = False
+    """Whether this machine has joined a mesh elsewhere, which has a broker and a control plane."""
     keys_folder: Path | None = None
     creds: Path | None = None
     """What this process logs in with; None in an open mesh."""
@@ -114,7 +119,8 @@ class Settings:
             SettingsError: a value cannot be used; `variable` names it.
         """
         data_dir = _data_dir(environ)
-        environ = {**read_kept(data_dir), **environ}
+        kept = read_kept(data_dir)
+        environ = {**kept, **environ}
         read = _Reader(environ)
         url = environ.get("MESH_NATS_URL", "")
         nats_port = read.integer("MESH_NATS_PORT", 4222, minimum=0, maximum=65_535)
@@ -128,12 +134,14 @@ class Settings:
             is_broker_external=bool(url),
             nats_server=environ.get("MESH_NATS_SERVER", ""),
             nats_host=environ.get("MESH_NATS_HOST", "") or "127.0.0.1",
+            is_open_to_network=read.one_of("MESH_OPEN_TO_NETWORK", ("no", "yes")) == "yes",
             nats_port=nats_port,
             websocket_port=read.integer("MESH_NATS_WEBSOCKET_PORT", 0, minimum=0, maximum=65_535),
             nats_monitor_port=monitor_port,
             nats_monitor_url=read.http_url("MESH_NATS_MONITOR_URL", monitor_url),
             api_key=environ.get("MESH_API_KEY", ""),
             data_dir=data_dir,
+            is_joined=bool(kept) and url == kept.get("MESH_NATS_URL"),
             keys_folder=keys_dir,
             creds=read.path("MESH_CREDS"),
             tls_ca=read.path("MESH_TLS_CA"),

@@ -172,6 +172,11 @@ def heartbeat(node: str, instance: str) -> str:
     return f"registry.heartbeat.{require_id(node, 'node')}.{_require_call(instance)}"
 
 
+def join(invite: str) -> str:
+    """Requests of a machine that was invited."""
+    return f"registry.join.{require_id(invite, 'invite')}"
+
+
 def lookup(agent: str) -> str:
     """Asks the registrar about one agent."""
     return f"registry.get.{require_id(agent)}"

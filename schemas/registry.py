@@ -104,6 +104,24 @@ class Identity(WireModel):
     expires_at_s: int | None = None
 
 
+class JoinRequest(WireModel):
+    """Body of `registry.join.<invite>`, a core request: a machine asks to be let in."""
+
+    public: Annotated[str, StringConstraints(pattern=r"^U[A-Z2-7]{55}$")]
+    """The key that it has made for itself."""
+
+
+class JoinReceipt(WireModel):
+    """The answer to a `JoinRequest`."""
+
+    ok: bool = True
+    node: str = ""
+    token: str = ""
+    """What that key may do, as a NATS JWT."""
+    code: str = ""
+    message: str = ""
+
+
 class Announcement(WireModel):
     """Body of `registry.announce.<id>.<node>`: this process hosts this agent."""
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mesh.cli import agents, ask, calls, check, dead, demo, doctor, host, keys, publish, up
+from mesh.cli import agents, ask, calls, check, dead, demo, doctor, host, join, keys, publish, up
 
 app = typer.Typer(
     name="mesh",
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 app.command(name="up")(up.up)
 app.command(name="demo")(demo.demo)
+app.command(name="join")(join.join)
 app.command(name="run")(host.run)
 app.command(name="send")(ask.send)
 app.command(name="wait")(ask.wait)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import sys
 from collections.abc import Coroutine
 from typing import Any, Final, NoReturn
@@ -70,6 +71,8 @@ def fail(error: MeshError, *, as_json: bool = False) -> NoReturn:
 
 def run(work: Coroutine[Any, Any, Any], *, as_json: bool = False) -> Any:
     """Run a command to its end, and turn its errors into an exit code and one line."""
+    # It warns of nats-py at the end of every connection with TLS.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     try:
         return asyncio.run(work)
     except MeshError as error:

@@ -3,7 +3,6 @@
 A token is printed once, when its key is made; the mesh keeps its hash only.
 """
 
-import re
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mesh.cli import exits, users
+from mesh.cli.durations import seconds
 from mesh.cli.tables import print_json, print_table
 
 if TYPE_CHECKING:
@@ -22,10 +22,11 @@ app = typer.Typer(
     no_args_is_help=True,
     help="API keys of the HTTP door (create, list, revoke), and the keys of a secure mesh.",
 )
-for _command in (users.init, users.agent, users.user, users.users, users.rotate):
+for _command in (
+    *(users.init, users.certificate, users.agent, users.user),
+    *(users.invite, users.users, users.rotate),
+):
     app.command(rich_help_panel="A secure mesh")(_command)
-
-_UNITS_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 AsJson = Annotated[bool, typer.Option("--json", "-j", help="Print JSON.")]
 
@@ -64,7 +65,7 @@ def revoke(
 
 async def _create(name: str, agents: str, expires: str, as_json: bool) -> None:
     wanted = [part.strip() for part in agents.split(",")] if agents else []
-    lifetime_s = _seconds(expires) if expires else None
+    lifetime_s = seconds(expires) if expires else None
     async with _connection() as connection:
         issued = await _access(connection).create(name, agents=wanted, lifetime_s=lifetime_s)
         unknown = await _unknown(connection, issued.key.agents)
@@ -131,17 +132,6 @@ async def _unknown(connection: "Connection", agents: Iterable[str]) -> list[str]
 
     directory = await load_directory(connection)
     return [one for one in agents if directory.agent_record(one) is None]
-
-
-def _seconds(text: str) -> float:
-    from mesh.errors import InvalidInputError
-
-    if parts := re.fullmatch(r"([0-9]{1,6})([smhd])", text):
-        return float(parts[1]) * _UNITS_S[parts[2]]
-    raise InvalidInputError(
-        f"--expires: {text[:40]!r} is no duration: give a number with s, m, h or d, such as 30d",
-        field="expires",
-    )
 
 
 def _shown(key: "ApiKey") -> dict[str, Any]:

@@ -30,12 +30,19 @@ def up(
     node: Annotated[
         str, typer.Option("--node", "-n", help="Name of this machine in the mesh.")
     ] = "",
+    open_to_network: Annotated[
+        bool,
+        typer.Option(
+            "--open-to-network", help="Listen beyond loopback although nobody is asked who he is."
+        ),
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
 ) -> None:
     """Start a mesh: broker, registrar and OpenAI door, on this machine's loopback.
 
-    With MESH_NATS_URL set it uses that broker instead of starting one. Ctrl-C stops everything;
-    what agents were sent stays in the data directory and is there after the next start.
+    With MESH_NATS_URL set it uses that broker instead of starting one; on a machine that has joined
+    (`mesh join`) it is the door alone. Ctrl-C stops everything; what agents were sent stays in the
+    data directory and is there after the next start.
     """
     from dataclasses import replace
 
@@ -49,6 +56,8 @@ def up(
         settings = Settings.from_env()
         if node:
             settings = replace(settings, node=subjects.require_id(node, "node"))
+        if open_to_network:
+            settings = replace(settings, is_open_to_network=True)
     except MeshError as error:
         exits.fail(error)
     match only:
@@ -57,7 +66,7 @@ def up(
         case Only.HTTP:
             exits.run(_run_http(settings))
         case _:
-            exits.run(_run_all(settings, broker_only=only is Only.BROKER, verbose=verbose))
+            exits.run(run_all(settings, broker_only=only is Only.BROKER, verbose=verbose))
 
 
 async def _run_control(settings: "Settings") -> None:
@@ -83,7 +92,8 @@ async def _run_http(settings: "Settings") -> None:
     await serve(settings, on_ready=on_ready)
 
 
-async def _run_all(settings: "Settings", *, broker_only: bool, verbose: bool) -> None:
+async def run_all(settings: "Settings", *, broker_only: bool = False, verbose: bool) -> None:
+    """Run a mesh, or a node of one, until Ctrl-C."""
     from mesh.cli import parts
     from mesh.cli.keeper import BrokerKeeper
     from mesh.cli.signals import stop_on_signals
@@ -97,7 +107,9 @@ async def _run_all(settings: "Settings", *, broker_only: bool, verbose: bool) ->
     async with keeper.running(), Supervisor(on_line=print_line) as supervisor:
         if not broker_only:
             shim = parts.http(settings, keeper.url, monitor_url=keeper.monitor_url)
-            await supervisor.start_all([parts.control(settings, keeper.url), shim])
+            # Who has joined has the control plane of the hub.
+            control = [] if settings.is_joined else [parts.control(settings, keeper.url)]
+            await supervisor.start_all([*control, shim])
         _greet(settings, keeper, broker_only, time.monotonic() - started)
         await run_until(stop, keeper)
         typer.echo("stopping …", err=True)

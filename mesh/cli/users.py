@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mesh.cli import exits
+from mesh.cli.durations import seconds
 from mesh.cli.tables import print_json, print_table
 
 if TYPE_CHECKING:
@@ -37,6 +38,15 @@ def init(
     exits.run(_init(host or []))
 
 
+def certificate(
+    hosts: Annotated[
+        list[str], typer.Argument(metavar="HOST...", help="Names or addresses of this machine.")
+    ],
+) -> None:
+    """Make a certificate for the hub, so that other machines can reach it; also a new one."""
+    exits.run(_certificate(hosts))
+
+
 def agent(
     agents: Annotated[list[str], typer.Argument(metavar="AGENT...", help="Whom it may run.")],
     node: Annotated[str, typer.Option("--node", "-n", help="Where; by default here.")] = "",
@@ -61,6 +71,27 @@ def user(
     exits.run(_user(name, as_json), as_json=as_json)
 
 
+def invite(
+    node: Annotated[str, typer.Argument(help="What to call the machine in the mesh.")],
+    agents: Annotated[
+        str, typer.Option("--agents", "-a", help="The agents it may run, with commas.")
+    ] = "",
+    on: Annotated[
+        list[str] | None,
+        typer.Option("--on", help="An event they may hear, as SOURCE.NAME. Repeatable."),
+    ] = None,
+    expires: Annotated[
+        str, typer.Option("--expires", "-e", help="How long the token can be used.")
+    ] = "1h",
+    url: Annotated[
+        str, typer.Option("--url", help="Where the machine finds this hub, with commas.")
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Print a token with which one machine can join, once: `mesh join TOKEN`, over there."""
+    exits.run(_invite(node, agents, on or [], expires, url, as_json), as_json=as_json)
+
+
 def users(as_json: AsJson = False) -> None:
     """List everybody who was given credentials."""
     exits.run(_users(as_json), as_json=as_json)
@@ -77,7 +108,7 @@ async def _init(hosts: list[str]) -> None:
     from mesh.trust.keyring import Keyring
 
     settings = Settings.from_env()
-    keyring = Keyring.create(settings.keys_dir)
+    keyring = Keyring.create(settings.keys_dir, hosts)
     if hosts:
         write_server_certificate(settings.keys_dir, hosts)
     typer.echo(
@@ -87,22 +118,76 @@ async def _init(hosts: list[str]) -> None:
     typer.echo("      and mesh keys invite NODE --agents AGENT for another machine.")
 
 
+async def _certificate(hosts: list[str]) -> None:
+    from mesh.settings import Settings, server_certificate
+    from mesh.trust.certificates import write_server_certificate
+
+    settings = Settings.from_env()
+    keyring = _keyring(settings)
+    write_server_certificate(settings.keys_dir, hosts)
+    keyring.with_hosts(hosts)
+    typer.echo(server_certificate(settings.keys_dir))
+    typer.echo("Start `mesh up` again: it speaks TLS with it then.", err=True)
+
+
 async def _agent(agents: list[str], node: str, name: str, events: list[str], as_json: bool) -> None:
-    from mesh import streams
-    from mesh.errors import InvalidInputError
     from mesh.settings import Settings
     from mesh.trust.grants import Grant
     from schemas.registry import UserRole
 
     settings = Settings.from_env()
-    durables = []
+    grant = Grant(node or settings.node, tuple(agents), _durables(agents, events))
+    await _issue(settings, name, UserRole.AGENT, grant, as_json)
+
+
+async def _invite(
+    node: str, agents: str, events: list[str], expires: str, url: str, as_json: bool
+) -> None:
+    from mesh.settings import Settings, authority
+    from mesh.trust.grants import Grant
+    from mesh.trust.invites import JoinToken
+
+    settings = Settings.from_env()
+    keyring = _keyring(settings)
+    named = [one.strip() for one in agents.split(",")] if agents else []
+    grant = Grant(node, tuple(named), _durables(named, events))
+    made, credentials = keyring.invite(grant, lifetime_s=seconds(expires))
+    path = authority(settings.keys_dir)
+    certificate = path.read_text() if path.exists() else ""
+    token = JoinToken(url or _url(settings, keyring), node, certificate, credentials)
+    if as_json:
+        shown = {"node": node, "agents": named, "expires_at_s": made.expires_at_s}
+        print_json({**shown, "url": token.url, "token": token.text()})
+        return
+    typer.echo(token.text())
+    typer.echo(
+        f"For {node}, once, within {expires}: mesh join TOKEN. It finds the hub at {token.url}.",
+        err=True,
+    )
+
+
+def _url(settings: "Settings", keyring: "Keyring") -> str:
+    """Return where others reach the broker, as far as the hub knows."""
+    from urllib.parse import urlsplit
+
+    port = urlsplit(settings.nats_url).port
+    urls = [f"tls://{host}:{port}" for host in keyring.hosts]
+    if settings.websocket_port:
+        urls += [f"wss://{host}:{settings.websocket_port}" for host in keyring.hosts]
+    return ",".join(urls) or settings.nats_url
+
+
+def _durables(agents: list[str], events: list[str]) -> tuple[str, ...]:
+    from mesh import streams
+    from mesh.errors import InvalidInputError
+
+    found = []
     for event in events:
         source, has_name, what = event.partition(".")
         if not has_name:
             raise InvalidInputError(f"--on: {event[:60]!r} is no SOURCE.NAME", field="on")
-        durables += [streams.event_durable(one, source, what) for one in agents]
-    grant = Grant(node or settings.node, tuple(agents), tuple(durables))
-    await _issue(settings, name, UserRole.AGENT, grant, as_json)
+        found += [streams.event_durable(one, source, what) for one in agents]
+    return tuple(found)
 
 
 async def _user(name: str, as_json: bool) -> None:

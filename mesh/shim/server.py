@@ -26,6 +26,7 @@ from mesh.errors import (
     TransportError,
 )
 from mesh.heartbeat import beat_forever
+from mesh.nats_client import is_guarded
 from mesh.runtime import describe_process
 from mesh.settings import Settings
 from mesh.shim.app import create_app
@@ -79,7 +80,7 @@ async def serve_on(
     async with AsyncExitStack() as stack:
         directory = await _follow(stack, connection)
         instance = describe_process(settings.node, Role.HTTP)
-        caller = Caller(CALLER_ID, settings.node, instance.instance)
+        caller = Caller(_caller_id(connection), settings.node, instance.instance)
         client = await stack.enter_async_context(open_client(connection, directory, caller))
         tasks = BackgroundTasks()
         stack.push_async_callback(_leave, connection, instance)
@@ -89,6 +90,7 @@ async def serve_on(
         door = Door(client, connection, caller, monitor_url=settings.nats_monitor_url)
         rules = rules_for(settings, [one.getsockname()[0] for one in sockets])
         if rules.requires_keys:
+            _require_hub(connection)
             logger.info("API keys are required here: `mesh keys create NAME` makes one")
         server = HttpServer(
             create_app(door, rules),
@@ -102,6 +104,23 @@ async def serve_on(
         is_lost = connection.closed.is_set() and not stop.is_set()
     if is_lost:
         raise connection.ending()
+
+
+def _caller_id(connection: Connection) -> str:
+    """The door of the hub is `http`; that of a machine that has joined is the node itself."""
+    credentials = connection.credentials
+    if credentials is None or credentials.is_core:
+        return CALLER_ID
+    return next(iter((*credentials.grant.callers, *credentials.grant.agents)), CALLER_ID)
+
+
+def _require_hub(connection: Connection) -> None:
+    if is_guarded(connection.client):
+        raise SettingsError(
+            "API keys are kept at the hub, where this machine may not read them: let the door of "
+            "this machine listen on loopback, and others use the hub's",
+            variable="MESH_HTTP_HOST",
+        )
 
 
 async def _run(

@@ -3,6 +3,7 @@
     keyring.json     who is who: the public halves
     secret/*.nk      the private halves, by which users are made: whoever has them owns the mesh
     users/*.json     everybody who was given credentials, and what for
+    invites/*.json   who was promised some
     creds/*.creds    the credentials of the hub's own processes, and of users made here
 
 Knows no server: which tokens its servers shall have, `Keyring.accounts` tells. Secrets are files
@@ -11,15 +12,16 @@ of mode 0600; nothing here prints one.
 
 import fcntl
 import os
+import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-from mesh.errors import CredentialsError, InvalidInputError, KeyNotFoundError
+from mesh.errors import CredentialsError, InvalidInputError, JoinRefusedError, KeyNotFoundError
 from mesh.subjects import require_id
 from mesh.trust import jwts
 from mesh.trust.credentials import Credentials
@@ -31,7 +33,8 @@ from mesh.trust.grants import (
     MEMBER_SUBSCRIBE,
     Grant,
 )
-from mesh.trust.nkeys import KeyPair, Kind
+from mesh.trust.invites import Invite
+from mesh.trust.nkeys import KeyPair, Kind, require_public
 from mesh.trust.secrets import make_folder, read_secret, write_secret
 from mesh.trust.users import KeyringFile, User
 from schemas.registry import Identity, UserRole
@@ -65,6 +68,8 @@ class _Index(KeyringFile):
 
     made_at_s: int
     public: dict[Secret, str]
+    hosts: tuple[str, ...] = ()
+    """Names and addresses under which others reach the hub."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +78,15 @@ class Keyring:
 
     folder: Path
     public: Mapping[Secret, str]
+    hosts: tuple[str, ...] = ()
+    """Names and addresses under which others reach the hub."""
     _keys: dict[Secret, KeyPair] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def create(cls, folder: Path) -> "Keyring":
+    def create(cls, folder: Path, hosts: Sequence[str] = ()) -> "Keyring":
         """Make the keys of a new mesh, and the credentials of its hub's processes.
+
+        `hosts` are the names and addresses under which others reach the hub.
 
         Raises:
             CredentialsError: there are keys already, or the folder cannot be written.
@@ -95,12 +104,13 @@ class Keyring:
         }
         for secret, key in keys.items():
             write_secret(folder / "secret" / f"{secret}.nk", key.seed())
-        made = cls(folder, {name: key.public for name, key in keys.items()}, keys)
+        public = {name: key.public for name, key in keys.items()}
+        made = cls(folder, public, tuple(hosts), keys)
         for name, role in _OWN.items():
             made._issue_own(name, role)
         made._write_system()
         # Last: a folder without it holds no keyring.
-        index = _Index(made_at_s=int(time.time()), public=dict(made.public))
+        index = _Index(made_at_s=int(time.time()), public=public, hosts=made.hosts)
         write_secret(folder / "keyring.json", index.model_dump_json(indent=2))
         return made
 
@@ -116,12 +126,20 @@ class Keyring:
                 f"there are no keys in {folder}: `mesh keys init` makes them, on the hub",
                 path=str(folder),
             )
-        return cls(folder, _Index.load(folder / "keyring.json").public)
+        index = _Index.load(folder / "keyring.json")
+        return cls(folder, index.public, index.hosts)
 
     @classmethod
     def exists(cls, folder: Path) -> bool:
         """Tell whether a folder holds a keyring: then the mesh of this hub is a secure one."""
         return (folder / "keyring.json").exists()
+
+    def with_hosts(self, hosts: Sequence[str]) -> "Keyring":
+        """Write down under which names and addresses others reach the hub."""
+        path = self.folder / "keyring.json"
+        index = _Index.load(path).model_copy(update={"hosts": tuple(hosts)})
+        write_secret(path, index.model_dump_json(indent=2))
+        return Keyring(self.folder, self.public, index.hosts, self._keys)
 
     def issue(self, name: str, role: UserRole, grant: Grant, *, public: str = "") -> User:
         """Let somebody in; `public` is his own key, else one is made with his credentials.
@@ -135,12 +153,7 @@ class Keyring:
         with self._locked():
             self._require_free(name, grant)
             before = self._find(name)
-            if before and not before.is_revoked:
-                raise InvalidInputError(
-                    f"there are credentials of {name} already: `mesh keys rotate {name}` makes new "
-                    f"ones, `mesh keys revoke {name}` ends them; or take another name",
-                    field="name",
-                )
+            self._require_new(name)
             return self._issue(name, role, grant, public, _revoked(before) if before else {})
 
     def _issue(
@@ -174,20 +187,64 @@ class Keyring:
             expires_s=user.expires_at_s,
         )
 
-    def invitation(self, invite: str, expires_s: int) -> Credentials:
-        """Make the credentials of somebody who may only ask to be let in, and that once.
+    def invite(self, grant: Grant, *, lifetime_s: float) -> tuple[Invite, Credentials]:
+        """Promise a machine what it may do, and make the credentials to ask for it, once.
 
-        `invite` names what he was promised; see `mesh.trust.invites`.
+        Raises:
+            InvalidIdError: a name is none.
+            InvalidInputError: a name is somebody else's, or there is such a node already.
+            CredentialsError: the keyring cannot be written.
         """
+        _require_grant(grant.node, grant)
+        invite = Invite(
+            id=secrets.token_hex(8),
+            node=grant.node,
+            agents=grant.agents,
+            subscriptions=grant.subscriptions,
+            expires_at_s=int(time.time() + lifetime_s),
+        )
+        with self._locked():
+            self._require_free(grant.node, replace(grant, callers=(grant.node,)))
+            self._require_new(grant.node)
+            self._save_invite(invite)
         key = KeyPair.new(Kind.USER)
         token = jwts.user_token(
             self._key(Secret.JOINER),
             self.public[Secret.AGENTS],
-            invite,
+            invite.id,
             key.public,
-            expires_s=expires_s,
+            expires_s=invite.expires_at_s,
         )
-        return Credentials.of(token, key)
+        return invite, Credentials.of(token, key)
+
+    def redeem(self, invite_id: str, public: str) -> User:
+        """Let in who was invited, with a key of his own.
+
+        Raises:
+            JoinRefusedError: nobody was invited so, or no longer, or it was somebody else.
+            InvalidKeyError: `public` is no key of a user.
+            InvalidInputError: the name has been given to somebody else meanwhile.
+            CredentialsError: the keyring cannot be written.
+        """
+        require_public(public, Kind.USER)
+        with self._locked():
+            path = self._invite_path(invite_id)
+            invite = Invite.load(path) if path.exists() else None
+            if invite is None or invite.expires_at_s <= time.time():
+                raise JoinRefusedError("this join token has expired: ask for a new one")
+            if invite.used_by:
+                if invite.used_by == public and (user := self._find(invite.node)) is not None:
+                    return user
+                raise JoinRefusedError("this join token was used already: ask for a new one")
+            node = invite.node
+            grant = Grant(node, invite.agents, invite.subscriptions, callers=(node,))
+            self._require_free(node, grant)
+            self._require_new(node)
+            before = self._find(node)
+            revoked = _revoked(before) if before else {}
+            user = self._issue(node, UserRole.NODE, grant, public, revoked)
+            self._save_invite(invite.model_copy(update={"used_by": public}))
+            return user
 
     def revoke(self, name: str) -> User:
         """Let somebody in no more; servers are to be told.
@@ -361,6 +418,21 @@ class Keyring:
                 )
         if name in (*_OWN, SYSTEM):
             raise InvalidInputError(f"{name} is a process of the hub: take another name")
+
+    def _require_new(self, name: str) -> None:
+        before = self._find(name)
+        if before and not before.is_revoked:
+            raise InvalidInputError(
+                f"there are credentials of {name} already: `mesh keys rotate {name}` makes new "
+                f"ones, `mesh keys revoke {name}` ends them; or take another name",
+                field="name",
+            )
+
+    def _invite_path(self, invite_id: str) -> Path:
+        return self.folder / "invites" / f"{require_id(invite_id, 'invite')}.json"
+
+    def _save_invite(self, invite: Invite) -> None:
+        write_secret(self._invite_path(invite.id), invite.model_dump_json(indent=2))
 
     def _find(self, name: str) -> User | None:
         path = self.folder / "users" / f"{require_id(name, 'user')}.json"

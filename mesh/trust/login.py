@@ -2,7 +2,7 @@
 
 import ssl
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -14,6 +14,7 @@ from mesh.trust.keyring import OPERATOR, Keyring
 
 OPEN_INBOX_PREFIX: Final = "_INBOX"
 _ENCRYPTED: Final = frozenset({"tls", "wss"})
+_WEB: Final = frozenset({"ws", "wss"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +55,23 @@ class Login:
         return cls(settings.nats_url, credentials, ca if ca.exists() or settings.tls_ca else None)
 
     @property
+    def name(self) -> str:
+        """Who we are; empty where nobody asks."""
+        return self.credentials.name if self.credentials else ""
+
+    @property
     def servers(self) -> list[str]:
         """Every URL."""
         return [part.strip() for part in self.url.split(",")]
+
+    @property
+    def ways(self) -> list["Login"]:
+        """The same by plain connections, and by WebSockets: nats-py takes one kind at a time."""
+        kinds = [
+            [one for one in self.servers if (urlsplit(one).scheme in _WEB) is is_web]
+            for is_web in (False, True)
+        ]
+        return [replace(self, url=",".join(urls)) for urls in kinds if urls]
 
     @property
     def is_encrypted(self) -> bool:

@@ -13,8 +13,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
@@ -33,11 +34,16 @@ from mesh.errors import BrokerUnreachableError
 from mesh.provision import ensure_streams
 from mesh.runtime import AgentHost
 from mesh.settings import Settings
+from mesh.trust.credentials import Credentials
+from mesh.trust.grants import Grant
+from mesh.trust.keyring import Keyring
+from mesh.trust.login import Login
+from schemas.registry import UserRole
 from scripts.benchmarks import hand
 from scripts.benchmarks.processes import BenchError, Spoken, python, running
 
 CREDITS = hand.CREDITS
-BARE = "bare"
+BARE, MESH, SECURE = "bare", "mesh", "secure"
 DESCRIPTION = "Calls through the mesh, beside the same round trip by hand in nats-py."
 BODY = orjson.dumps({"model": "bench", "messages": [{"role": "user", "content": "hello"}]})
 ANSWER = orjson.dumps({"choices": [{"message": {"role": "assistant", "content": "hello"}}]})
@@ -51,7 +57,7 @@ async def answer_by_hand(stream: JetStreamContext, message: Msg) -> None:
     await stream.publish(headers["reply_to"], ANSWER, headers=reply)
 
 
-async def run_mesh_agent(url: str) -> None:
+async def run_mesh_agent(url: str, creds: str = "") -> None:
     """Answer with the mesh's runtime."""
     agent = Agent("bench", concurrency=CREDITS)
 
@@ -60,7 +66,7 @@ async def run_mesh_agent(url: str) -> None:
         return request.last_text
 
     settings = Settings(nats_url=url)
-    async with open_connection(url, name="bench agent", patience_s=10) as connection:
+    async with open_connection(login(url, creds), name="bench agent", patience_s=10) as connection:
         host = AgentHost(connection, [agent], node="node1", settings=settings)
         running = asyncio.create_task(host.run(asyncio.Event()))
         await host.ready.wait()
@@ -102,11 +108,16 @@ async def bare_caller(url: str) -> AsyncIterator[Ask]:
         await client.close()
 
 
+def login(url: str, creds: str) -> Login:
+    """Return how a process of the bench logs in; without credentials in an open mesh."""
+    return Login(url, Credentials.read(Path(creds)) if creds else None)
+
+
 @asynccontextmanager
-async def mesh_caller(url: str) -> AsyncIterator[Ask]:
+async def mesh_caller(url: str, creds: str = "") -> AsyncIterator[Ask]:
     """Ask with the mesh's client."""
     async with (
-        open_connection(url, name="bench caller") as connection,
+        open_connection(login(url, creds), name="bench caller") as connection,
         follow_directory(connection) as directory,
         open_client(connection, directory, Caller("bencher", "node1", new_instance_id())) as client,
     ):
@@ -118,9 +129,9 @@ async def mesh_caller(url: str) -> AsyncIterator[Ask]:
         yield ask
 
 
-async def run_caller(kind: str, url: str, calls: int, in_flight: int) -> None:
+async def run_caller(kind: str, url: str, calls: int, in_flight: int, creds: str = "") -> None:
     """Make `calls` calls, `in_flight` at once, and print what they took."""
-    caller = bare_caller if kind == "bare" else mesh_caller
+    opening = bare_caller(url) if kind == BARE else mesh_caller(url, creds)
     took: list[float] = []
 
     async def work(ask: Ask, count: int) -> None:
@@ -129,7 +140,7 @@ async def run_caller(kind: str, url: str, calls: int, in_flight: int) -> None:
             await ask()
             took.append(time.perf_counter() - start)
 
-    async with caller(url) as ask:
+    async with opening as ask:
         await asyncio.gather(*(work(ask, 5) for _ in range(in_flight)))
         took.clear()
         start = time.perf_counter()
@@ -150,65 +161,110 @@ def child(*arguments: str) -> AbstractAsyncContextManager[Spoken]:
     return running(" ".join(arguments[:2]), command)
 
 
-async def prepare(url: str) -> None:
-    """Declare the mesh's streams, and the durable of the agent by hand."""
-    async with open_connection(url, name="bench") as connection:
-        await ensure_streams(connection, Settings(nats_url=url))
-    await hand.declare_mailbox(url, BARE)
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A broker with an agent to call."""
+
+    kind: str
+    url: str
+    creds: str = ""
+    """Of the caller."""
 
 
-def control_plane(url: str) -> AbstractAsyncContextManager[Spoken]:
+@asynccontextmanager
+async def open_site(folder: Path) -> AsyncIterator[tuple[Site, Site]]:
+    """Run an open mesh with its agent, and an agent by hand on the same broker."""
+    settings = Settings(nats_port=0, nats_monitor_port=0, data_dir=folder)
+    async with embedded_broker(settings) as broker:
+        url = broker.url
+        async with open_connection(url, name="bench") as connection:
+            await ensure_streams(connection, Settings(nats_url=url))
+        await hand.declare_mailbox(url, BARE)
+        async with control_plane(url), child("agent", BARE, url) as bare:
+            await bare.says("ready")
+            async with child("agent", MESH, url) as mesh:
+                await mesh.says("ready")
+                yield Site(BARE, url), Site(MESH, url)
+
+
+@asynccontextmanager
+async def secure_site(folder: Path) -> AsyncIterator[Site]:
+    """Run a secure mesh with its agent: two accounts, and every request signed and checked."""
+    keyring = Keyring.create(folder / "keys")
+    keyring.issue("bench", UserRole.AGENT, Grant("node1", ("bench",)))
+    keyring.issue("bencher", UserRole.PERSON, Grant(callers=("bencher",)))
+    settings = Settings(nats_port=0, nats_monitor_port=0, data_dir=folder)
+    paths = {name: str(keyring.credentials_path(name)) for name in ("control", "bench", "bencher")}
+    async with embedded_broker(settings) as broker:
+        url = broker.url
+        environ = {"MESH_CREDS": paths["control"], "MESH_DATA_DIR": str(folder)}
+        async with (
+            control_plane(url, **environ),
+            child("agent", MESH, url, paths["bench"]) as mesh,
+        ):
+            await mesh.says("ready")
+            yield Site(SECURE, url, paths["bencher"])
+
+
+def control_plane(url: str, **environ: str) -> AbstractAsyncContextManager[Spoken]:
     """Run the registrar, which makes the mesh agent's mailbox."""
-    return running("control plane", python("handlers.app"), MESH_NATS_URL=url)
+    return running("control plane", python("handlers.app"), MESH_NATS_URL=url, **environ)
 
 
 async def measure(
-    url: str, rounds: int, calls: dict[int, int]
+    sites: Sequence[Site], rounds: int, calls: dict[int, int]
 ) -> dict[tuple[str, int], list[dict[str, float]]]:
-    """Alternate rounds of bare and mesh, for every number of calls in flight."""
+    """Alternate rounds of all sites, for every number of calls in flight."""
     results: dict[tuple[str, int], list[dict[str, float]]] = {}
     for number in range(rounds):
         for in_flight, count in calls.items():
-            for kind in ("bare", "mesh") if number % 2 else ("mesh", "bare"):
-                async with child("caller", kind, url, str(count), str(in_flight)) as caller:
+            for site in sites if number % 2 else sites[::-1]:
+                arguments = ("caller", site.kind, site.url, str(count), str(in_flight), site.creds)
+                async with child(*arguments) as caller:
                     line = await caller.says("^{.*}$", within_s=120)
-                results.setdefault((kind, in_flight), []).append(json.loads(line))
+                results.setdefault((site.kind, in_flight), []).append(json.loads(line))
     return results
 
 
 def table(results: dict[tuple[str, int], list[dict[str, float]]]) -> str:
     """Render medians, and the median of the ratios round by round."""
     lines = [
-        "| in flight | figure | bare nats-py | mesh | mesh / bare |",
-        "|---|---|---|---|---|",
+        "| in flight | figure | bare nats-py | mesh | mesh / bare | secure mesh | secure / mesh |",
+        "|---|---|---|---|---|---|---|",
     ]
     for in_flight in sorted({key[1] for key in results}):
-        bare, mesh = results["bare", in_flight], results["mesh", in_flight]
+        bare, mesh, secure = (results[kind, in_flight] for kind in (BARE, MESH, SECURE))
         for figure, label in (("rate", "calls/s"), ("p50_ms", "p50 ms"), ("p99_ms", "p99 ms")):
-            a = statistics.median(one[figure] for one in bare)
-            b = statistics.median(one[figure] for one in mesh)
-            ratio = statistics.median(
-                two[figure] / one[figure] for one, two in zip(bare, mesh, strict=True)
+            a, b, c = (_median(one, figure) for one in (bare, mesh, secure))
+            lines.append(
+                f"| {in_flight} | {label} | {a:.2f} | {b:.2f} | {_ratio(bare, mesh, figure):.2f} "
+                f"| {c:.2f} | {_ratio(mesh, secure, figure):.2f} |"
             )
-            lines.append(f"| {in_flight} | {label} | {a:.2f} | {b:.2f} | {ratio:.2f} |")
     return "\n".join(lines)
+
+
+def _median(rounds: Sequence[dict[str, float]], figure: str) -> float:
+    return statistics.median(one[figure] for one in rounds)
+
+
+def _ratio(
+    first: Sequence[dict[str, float]], second: Sequence[dict[str, float]], figure: str
+) -> float:
+    return statistics.median(b[figure] / a[figure] for a, b in zip(first, second, strict=True))
 
 
 async def run_bench(rounds: int, scale: float) -> None:
     """Start everything, measure, print the table."""
-    with tempfile.TemporaryDirectory() as folder:
-        settings = Settings(nats_port=0, nats_monitor_port=0, data_dir=Path(folder))
-        async with embedded_broker(settings) as broker:
-            url = broker.url
-            await prepare(url)
-            async with control_plane(url), child("agent", "bare", url) as bare:
-                await bare.says("ready")
-                async with child("agent", "mesh", url) as mesh:
-                    await mesh.says("ready")
-                    calls = {1: int(1_000 * scale), 64: int(10_000 * scale)}
-                    results = await measure(url, rounds, calls)
-            print(f"nats-server {broker.version}, {rounds} rounds, medians\n")
-            print(table(results))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        async with (
+            open_site(folder / "open") as (bare, mesh),
+            secure_site(folder / "secure") as secure,
+        ):
+            calls = {1: int(1_000 * scale), 64: int(10_000 * scale)}
+            results = await measure((bare, mesh, secure), rounds, calls)
+        print(f"{rounds} rounds, medians\n")
+        print(table(results))
 
 
 def main(arguments: list[str]) -> None:
@@ -221,12 +277,12 @@ def main(arguments: list[str]) -> None:
     match options.role:
         case []:
             work = run_bench(options.rounds, options.scale)
-        case ["agent", "bare", url]:
+        case ["agent", kind, url] if kind == BARE:
             work = hand.run_agent(url, BARE, answer_by_hand)
-        case ["agent", "mesh", url]:
-            work = run_mesh_agent(url)
-        case ["caller", kind, url, calls, in_flight]:
-            work = run_caller(kind, url, int(calls), int(in_flight))
+        case ["agent", _, url, *creds]:
+            work = run_mesh_agent(url, *creds)
+        case ["caller", kind, url, calls, in_flight, creds]:
+            work = run_caller(kind, url, int(calls), int(in_flight), creds)
         case _:
             parser.error("no such role")
     try:

@@ -68,6 +68,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
                 "mesh.directory",
                 "mesh.heartbeat",
                 "mesh.enrolment",
+                "mesh.joining",
             }
         ),
     ),
