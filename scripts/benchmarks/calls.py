@@ -197,6 +197,8 @@ async def secure_site(folder: Path) -> AsyncIterator[Site]:
     paths = {name: str(keyring.credentials_path(name)) for name in ("control", "bench", "bencher")}
     async with embedded_broker(settings) as broker:
         url = broker.url
+        async with open_connection(login(url, paths["control"]), name="bench") as connection:
+            await ensure_streams(connection, settings)
         environ = {"MESH_CREDS": paths["control"], "MESH_DATA_DIR": str(folder)}
         async with (
             control_plane(url, **environ),
