@@ -19,6 +19,7 @@ from handlers.cancel import LINK
 from handlers.cancel import router as cancel_router
 from handlers.dead_letters import Undertaker
 from handlers.dead_letters import router as dead_letters_router
+from handlers.history import router as history_router
 from handlers.joins import KEYRING
 from handlers.joins import router as joins_router
 from handlers.registrar import Registrar
@@ -64,7 +65,7 @@ def create_app(
         max_outstanding_pings=2,
         drain_timeout=3,
         reconnected_cb=control.reconnected,
-        routers=(registry_router, cancel_router, dead_letters_router, joins_router),
+        routers=(registry_router, cancel_router, dead_letters_router, history_router, joins_router),
         logger=logging.getLogger("mesh.faststream"),
         log_level=logging.DEBUG,
     )

@@ -16,7 +16,7 @@ from nats.aio.client import Client
 
 from mesh.background import BackgroundTasks
 from mesh.elections import Elections, Hook
-from mesh.errors import BrokerUnreachableError, CredentialsError, MeshError, SettingsError
+from mesh.errors import BrokerUnreachableError, CredentialsError, MeshError
 from mesh.nats_client import MeshNatsClient
 from mesh.publisher import Publisher
 from mesh.trust.credentials import Credentials
@@ -140,6 +140,65 @@ async def _run_hook(hook: Hook) -> None:
         logger.warning("after a reconnect or an election: %s", error)
 
 
+class _Attempt:
+    """The first attempt to connect, and what nats-py says is wrong, then and later."""
+
+    def __init__(self, connection: Connection, login: Login, patience_s: float) -> None:
+        self._connection = connection
+        self._login = login
+        self._is_patient = bool(patience_s)
+        self._limit_s = patience_s or _ANSWER_S
+        self._failure: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
+        self._misses = 0
+        self._refusals = 0
+
+    async def on_error(self, error: Exception) -> None:
+        """Take in what nats-py says."""
+        if self._failure.done():
+            self._tell(error)
+            return
+        # A broker that is slow has not refused: there is a limit for it.
+        self._misses += not isinstance(error, TimeoutError)
+        self._refusals += bool(_REFUSED.search(str(error)))
+        has_missed = self._misses >= len(self._login.servers)
+        if self._refusals >= REFUSALS or (has_missed and not self._is_patient):
+            self._failure.set_result(error)
+        elif self._misses == len(self._login.servers):
+            logger.warning("waiting for the broker at %s: %s", self._login, error)
+
+    def _tell(self, error: Exception) -> None:
+        denied = _DENIED.search(str(error))
+        if denied and self._connection.publisher.deny(denied[1]):
+            return  # Who has published knows.
+        if _REFUSED.search(str(error)):
+            self._connection.refused()
+        logger.warning("broker: %s", error or type(error).__name__)
+
+    async def wait(self, connecting: "asyncio.Future[None]") -> None:
+        """Wait until nats-py is connected. Raises what `open_connection` raises."""
+        either: set[asyncio.Future[Any]] = {connecting, self._failure}
+        await asyncio.wait(either, timeout=self._limit_s, return_when=asyncio.FIRST_COMPLETED)
+        if connecting.done() and not connecting.cancelled() and connecting.exception() is None:
+            if not self._failure.done():
+                self._failure.cancel()
+            return
+        reason = f"no answer within {self._limit_s:g} s"
+        if self._failure.done():
+            reason = str(self._failure.result())
+        if connecting.done() and (error := connecting.exception()):
+            reason = str(error) or type(error).__name__
+        connecting.cancel()
+        await asyncio.wait({connecting})
+        await self._connection.client.close()
+        if _REFUSED.search(reason):
+            raise _refusal(self._login)
+        raise BrokerUnreachableError(
+            f"no broker at {self._login} ({reason}): start one with `mesh up`, or set "
+            "MESH_NATS_URL",
+            servers=str(self._login),
+        )
+
+
 @asynccontextmanager
 async def open_connection(
     login: Login | str, *, name: str, patience_s: float = 0.0
@@ -155,31 +214,10 @@ async def open_connection(
         CredentialsError: it does not let us in, or its authority cannot be read.
     """
     login = Login(login) if isinstance(login, str) else login
-    if len(login.ways) > 1:
-        raise SettingsError(
-            f"{login} mixes WebSockets with plain connections: give one kind of address",
-            variable="MESH_NATS_URL",
-        )
+    login.require_one_way()
     client = MeshNatsClient(must_encrypt=login.is_encrypted)
     connection = Connection(client, login.credentials)
-    failure: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
-    misses = refusals = 0
-
-    async def on_error(error: Exception) -> None:
-        nonlocal misses, refusals
-        # A broker that is slow has not refused: `_connect` has a limit for it.
-        misses += not isinstance(error, TimeoutError)
-        refusals += bool(_REFUSED.search(str(error)))
-        has_failed = refusals >= REFUSALS or (misses >= len(login.servers) and not patience_s)
-        if not failure.done() and has_failed:
-            failure.set_result(error)
-        elif client.is_connected or failure.done():
-            denied = _DENIED.search(str(error))
-            if denied and connection.publisher.deny(denied[1]):
-                return  # Who has published knows.
-            if _REFUSED.search(str(error)):
-                connection.refused()
-            logger.warning("broker: %s", error or type(error).__name__)
+    attempt = _Attempt(connection, login, patience_s)
 
     async def on_closed() -> None:
         connection.closed.set()
@@ -188,10 +226,10 @@ async def open_connection(
         if not client.is_closed:
             logger.warning("connection to the broker lost; trying again")
 
-    options = client.connect(
+    connecting = client.connect(
         **login.options(),
         name=name,
-        error_cb=on_error,
+        error_cb=attempt.on_error,
         closed_cb=on_closed,
         disconnected_cb=on_disconnected,
         reconnected_cb=connection.reconnected,
@@ -203,7 +241,7 @@ async def open_connection(
         # `mesh.subjects` builds every subject from checked ids; a second look costs 5 % of a call.
         skip_subject_validation=True,
     )
-    await _connect(asyncio.ensure_future(options), failure, login, patience_s or _ANSWER_S, client)
+    await attempt.wait(asyncio.ensure_future(connecting))
     try:
         await connection.start()
         yield connection
@@ -218,33 +256,6 @@ async def _close(client: Client) -> None:
     except ConnectionError as error:
         # nats-py 2.16 writes what it still has, also into a connection that is lost.
         logger.debug("closed without the last words: %s", error)
-
-
-async def _connect(
-    attempt: asyncio.Future[None],
-    failure: asyncio.Future[Exception],
-    login: Login,
-    limit_s: float,
-    client: Client,
-) -> None:
-    either: set[asyncio.Future[Any]] = {attempt, failure}
-    await asyncio.wait(either, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
-    if attempt.done() and not attempt.cancelled() and attempt.exception() is None:
-        if not failure.done():
-            failure.cancel()
-        return
-    reason = str(failure.result()) if failure.done() else f"no answer within {limit_s:g} s"
-    if attempt.done() and (error := attempt.exception()):
-        reason = str(error) or type(error).__name__
-    attempt.cancel()
-    await asyncio.wait({attempt})
-    await client.close()
-    if _REFUSED.search(reason):
-        raise _refusal(login)
-    raise BrokerUnreachableError(
-        f"no broker at {login} ({reason}): start one with `mesh up`, or set MESH_NATS_URL",
-        servers=str(login),
-    )
 
 
 def _refusal(login: Login) -> CredentialsError:

@@ -8,10 +8,13 @@ asked. Does not wait for anything; see `mesh.followers`.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import nats.errors
+
 from mesh import codec, subjects
 from mesh.calls import CallState, StoredCall
 from mesh.connection import Connection
 from mesh.errors import (
+    BrokerUnreachableError,
     CallNotFoundError,
     CallTimeoutError,
     MeshError,
@@ -19,14 +22,16 @@ from mesh.errors import (
 )
 from mesh.frames import Frame
 from mesh.history import (
+    TIMEOUT_S,
     StoredMessage,
     read_at,
     read_history,
     read_newest,
     read_settled_history,
 )
+from mesh.nats_client import is_guarded
 from mesh.streams import INBOX, REPLY
-from schemas.frame import FrameKind, StoredBody, WorkingBody
+from schemas.frame import FrameKind, StoredBody, WaitingReceipt, WaitingRequest, WorkingBody
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +66,7 @@ async def read_record(connection: Connection, call_id: str, *, caller: str = "")
         CallNotFoundError: no frame of it is stored, or no longer.
         BrokerUnreachableError: no answer in time.
     """
-    patterns = subjects.any_reply(call_id)
+    patterns = subjects.any_reply(call_id, _callers(connection))
     if caller:
         patterns = (subjects.any_idempotent_reply(caller, call_id),)
     newest = await _find_newest(connection, call_id, patterns)
@@ -87,9 +92,33 @@ async def is_waiting(connection: Connection, reply_subject: str, sequence: int) 
     Raises:
         BrokerUnreachableError: no answer in time.
     """
+    if sequence and is_guarded(connection.client):
+        return await _ask_waiting(connection, subjects.caller_of(reply_subject), sequence)
     if sequence:
         return await read_at(connection, INBOX, sequence) is not None
     return await read_newest(connection, REPLY, reply_subject) is not None
+
+
+async def _ask_waiting(connection: Connection, caller: str, sequence: int) -> bool:
+    """Ask the control plane: mailboxes cannot be read across an account boundary."""
+    subject = subjects.waiting(caller)
+    body = codec.encode(WaitingRequest(sequence=sequence))
+    try:
+        answer = await connection.client.request(subject, body, timeout=TIMEOUT_S)
+    except nats.errors.Error as error:
+        raise BrokerUnreachableError(f"the control plane does not answer: {error}") from error
+    receipt = codec.decode(WaitingReceipt, answer.data, subject=subject)
+    if not receipt.is_known:
+        raise BrokerUnreachableError(f"the mailbox cannot be read: {receipt.message}")
+    return receipt.is_waiting
+
+
+def _callers(connection: Connection) -> Sequence[str]:
+    """Whose calls can be read: everybody's, or one's own across an account boundary."""
+    credentials = connection.credentials
+    if credentials is None or credentials.is_core:
+        return ("*",)
+    return sorted(credentials.grant.speakers)
 
 
 async def _find_newest(

@@ -19,6 +19,7 @@ from mesh.errors import (
     AckLostError,
     BrokerUnreachableError,
     MeshError,
+    NotPermittedError,
     StorageFullError,
     StreamMissingError,
 )
@@ -250,9 +251,9 @@ async def _has_terminal_frame(connection: Connection, subject: str, call_id: str
     if frames and not frames[0].kind.is_terminal:
         try:
             frames = await read_frames(connection, subject, call_id)
-        except StreamMissingError:
-            # Behind an account boundary only the newest frame can be read. The dedupe of the
-            # final frame still lets one answer through.
+        except (NotPermittedError, StreamMissingError):
+            # Behind an account boundary only the newest frame can be read of others' calls. The
+            # dedupe of the final frame still lets one answer through.
             return False
     return any(frame.kind.is_terminal for frame in frames)
 

@@ -5,6 +5,7 @@ Does not publish or subscribe; the streams that capture these subjects are in `m
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,6 +22,8 @@ ALL_ANNOUNCEMENTS: Final = "registry.announce.*.*"
 ALL_WITHDRAWALS: Final = "registry.withdraw.*"
 ALL_HEARTBEATS: Final = "registry.heartbeat.*.*"
 ALL_LOOKUPS: Final = "registry.get.*"
+ALL_HISTORIES: Final = "registry.history.*"
+ALL_WAITING: Final = "registry.waiting.*"
 ALL_JOINS: Final = "registry.join.*"
 REGISTRY_LIST: Final = "registry.list"
 REGISTRY_EVENTS: Final = "registry.event.>"
@@ -84,14 +87,16 @@ def reply(caller: str, instance: str, call_id: str, agent: str) -> str:
     return f"agent.{require_id(caller, 'caller')}.reply.{tail}"
 
 
-def any_reply(call_id: str) -> tuple[str, ...]:
+def any_reply(call_id: str, callers: Iterable[str] = ("*",)) -> tuple[str, ...]:
     """Return what matches the frames of a call, whoever made it: with who answers, and without.
+
+    With `callers`, of theirs.
 
     Raises:
         InvalidInputError: it cannot be a call id.
     """
-    whole = f"agent.*.reply.*.{_require_call(call_id)}"
-    return f"{whole}.*", whole
+    tail = f"reply.*.{_require_call(call_id)}"
+    return tuple(f"agent.{one}.{tail}{end}" for one in callers for end in (".*", ""))
 
 
 def any_idempotent_reply(caller: str, call_id: str) -> str:
@@ -172,6 +177,16 @@ def heartbeat(node: str, instance: str) -> str:
     return f"registry.heartbeat.{require_id(node, 'node')}.{_require_call(instance)}"
 
 
+def history(caller: str) -> str:
+    """Reads of what was answered to `caller`, behind an account boundary."""
+    return f"registry.history.{require_id(caller, 'caller')}"
+
+
+def waiting(caller: str) -> str:
+    """Asks whether a request of `caller` is still in a mailbox, behind an account boundary."""
+    return f"registry.waiting.{require_id(caller, 'caller')}"
+
+
 def join(invite: str) -> str:
     """Requests of a machine that was invited."""
     return f"registry.join.{require_id(invite, 'invite')}"
@@ -239,6 +254,16 @@ def may_answer_on(subject: str, agent: str) -> bool:
 def is_reply_to(subject: str, caller: str) -> bool:
     """Tell whether `subject` is a reply subject of `caller`, and of nobody else."""
     return is_reply(subject) and subject.split(".")[1] == caller
+
+
+def is_own_reply(pattern: str, caller: str) -> bool:
+    """Tell whether all that a pattern matches are replies to `caller`."""
+    return is_id(caller) and pattern.startswith(f"agent.{caller}.reply.")
+
+
+def caller_of(reply_pattern: str) -> str:
+    """Return to whom the replies go that a pattern matches."""
+    return reply_pattern.split(".")[1]
 
 
 def as_delivered(stored: str) -> str:

@@ -73,6 +73,29 @@ class WorkingBody(WireModel):
     attempt: int
 
 
+class HistoryRequest(WireModel):
+    """Body of `registry.history.<caller>`: what JetStream's batched direct get is asked for."""
+
+    batch: int = Field(ge=1, le=1_000)
+    seq: int = Field(ge=1)
+    next_by_subj: str
+
+
+class WaitingRequest(WireModel):
+    """Body of `registry.waiting.<caller>`: is my request still in the mailbox?"""
+
+    sequence: int = Field(ge=1)
+
+
+class WaitingReceipt(WireModel):
+    """The answer to a `WaitingRequest`; who asks for another's request is told no."""
+
+    is_waiting: bool = False
+    is_known: bool = True
+    """False where that could not be read."""
+    message: str = ""
+
+
 class CancelBody(WireModel):
     """Body of `agent.<id>.cancel.<call>`: stop this call."""
 

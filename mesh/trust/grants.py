@@ -28,7 +28,8 @@ EXPORTS: Final = tuple(
             *(subjects.ALL_ANNOUNCEMENTS, subjects.ALL_WITHDRAWALS),
             # Answered by the registrar.
             *(subjects.ALL_HEARTBEATS, subjects.ALL_LOOKUPS, subjects.REGISTRY_LIST),
-            subjects.ALL_JOINS,
+            # Answered by the control plane: frames and mailboxes, as far as they are one's own.
+            *(subjects.ALL_JOINS, subjects.ALL_WAITING),
             # By subject only. The form with a body could name any subject: it is not exported, and
             # answers 503 at once.
             f"{_READ}.{streams.REPLY}.>",
@@ -37,6 +38,7 @@ EXPORTS: Final = tuple(
         Crossing.ANSWERS: (
             *(f"{_PULL}.{streams.INBOX}.*", f"{_PULL}.{streams.EVENT}.*"),
             f"{_READ}.{streams.REGISTRY}",
+            subjects.ALL_HISTORIES,
         ),
         # What JetStream has stored, republished.
         Crossing.STREAM: (subjects.ALL_DELIVERED, subjects.REGISTRY_EVENTS),
@@ -78,6 +80,8 @@ MEMBER_PUBLISH: Final = (
     # Who calls under a name.
     f"agent.{_CALLER}.reply.*.*.*",
     f"{_READ}.{streams.REPLY}.agent.{_CALLER}.reply.>",
+    *(f"registry.history.{one}" for one in (_AGENT, _CALLER)),
+    *(f"registry.waiting.{one}" for one in (_AGENT, _CALLER)),
 )
 MEMBER_SUBSCRIBE: Final = (
     f"_INBOX_{_USER}.>",

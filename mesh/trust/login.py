@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from mesh.errors import CredentialsError
+from mesh.errors import CredentialsError, SettingsError
 from mesh.settings import Settings, authority
 from mesh.trust.credentials import Credentials
 from mesh.trust.keyring import OPERATOR, Keyring
@@ -72,6 +72,18 @@ class Login:
             for is_web in (False, True)
         ]
         return [replace(self, url=",".join(urls)) for urls in kinds if urls]
+
+    def require_one_way(self) -> None:
+        """Check that one client can take all of it.
+
+        Raises:
+            SettingsError: WebSockets are mixed with plain connections.
+        """
+        if len(self.ways) > 1:
+            raise SettingsError(
+                f"{self} mixes WebSockets with plain connections: give one kind of address",
+                variable="MESH_NATS_URL",
+            )
 
     @property
     def is_encrypted(self) -> bool:

@@ -15,6 +15,7 @@ import pytest
 
 from tests.acceptance.conftest import Mesh, clean_environ, run_mesh, running_mesh, start_mesh
 from tests.brokers import free_port
+from tests.conftest import until
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,7 @@ async def test_a_second_machine_joins(hub: Hub, tmp_path: Path, way: str) -> Non
                 body = {"model": "asker", "messages": [{"role": "user", "content": "echo hi"}]}
                 said = await http.post(f"{door}/chat/completions", json=body)
             assert said.json()["choices"][0]["message"]["content"] == "echo said: hi"
+            await _calls_are_resources(door, body)
             nodes = await hub.mesh.run("nodes")
             assert f"{node}" in nodes.out
     used = await run_mesh("join", token, environ=laptop(tmp_path / "other"))
@@ -102,6 +104,27 @@ async def test_a_second_machine_joins(hub: Hub, tmp_path: Path, way: str) -> Non
     async with start_mesh("up", environ=environ) as again:
         await again.says(f"mesh is up on {node}")
         assert "control" not in again.text
+
+
+async def _calls_are_resources(door: str, body: dict[str, Any]) -> None:
+    """Also behind the account boundary: in the background, looked at, resumed; and repeated."""
+    asked = {**body, "messages": [{"role": "user", "content": "echo again"}], "background": True}
+    async with httpx2.AsyncClient(timeout=20) as http:
+        headers = {"Idempotency-Key": door}
+        made = await http.post(f"{door}/chat/completions", json=asked, headers=headers)
+        assert made.status_code == 202, made.text
+        call = made.json()["id"]
+        again = await http.post(f"{door}/chat/completions", json=asked, headers=headers)
+        assert again.json()["id"] == call
+
+        async def is_answered() -> bool:
+            record = (await http.get(f"{door}/calls/{call}")).json()
+            assert record["state"] in ("stored", "working", "answered"), record
+            return bool(record["state"] == "answered")
+
+        await until(is_answered)
+        events = await http.get(f"{door}/calls/{call}/events")
+        assert "echo said: again" in events.text
 
 
 async def test_a_machine_runs_only_what_it_was_invited_for(hub: Hub, tmp_path: Path) -> None:

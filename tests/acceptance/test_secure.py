@@ -82,6 +82,22 @@ async def test_keys_of_another_mesh(secure: Mesh, tmp_path: Path) -> None:
     assert "does not let cli in" in told.err
 
 
+async def test_a_person_comes_back_for_an_answer(secure: Mesh, tmp_path: Path) -> None:
+    """Its own calls can be looked at and waited for, from another process; others' cannot."""
+    ann, bob = (creds(secure, name) for name in ("ann", "bert"))
+    await secure.run("keys", "user", "bert")
+    sent = await secure.run("send", "echo", "--detach", "later", MESH_CREDS=ann)
+    call = sent.out.strip()
+    assert (sent.code, len(call)) == (0, 32), sent.err
+    waited = await secure.run("wait", call, MESH_CREDS=ann)
+    assert (waited.out, waited.code) == ("later\n", 0), waited.err
+    shown = await secure.run("call", call, MESH_CREDS=ann)
+    assert "answered" in shown.out
+    for command in ("wait", "call"):
+        told = await secure.run(command, call, MESH_CREDS=bob)
+        assert (told.code, told.out) == (3, "")
+
+
 async def test_a_person_may_not_do_what_the_operator_may(secure: Mesh) -> None:
     """Nor read what the operator reads; and no traceback comes of it."""
     for command in (("dead", "list"), ("keys", "create", "x"), ("run", "handlers.echo:agent")):

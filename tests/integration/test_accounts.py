@@ -235,6 +235,33 @@ async def test_the_batched_read_is_refused(ann: MeshClient, mallory: Client) -> 
         await mallory.request("$JS.API.DIRECT.GET.REPLY", body, timeout=5)
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    ["agent.ann.reply.>", "agent.>", ">", "agent.*.reply.>", "agent.c.replyx.>", "*.*.*.>"],
+)
+async def test_a_history_is_of_own_calls_only(
+    ann: MeshClient, mallory: Client, pattern: str
+) -> None:
+    """The subject in the body is looked at, not only the one that the broker proves."""
+    await ann.ask("b", "a secret", timeout_s=5)
+    body = b'{"batch":10,"seq":1,"next_by_subj":"%b"}'
+    told = await mallory.request("registry.history.c", body % pattern.encode(), timeout=5)
+    assert told.headers == {"Status": "403", "Description": "refused"}
+    assert told.data == b""
+
+
+async def test_whether_anothers_request_waits_is_not_told(
+    mesh: Mesh, core: Connection, mallory: Client
+) -> None:
+    """Every place of the stream is tried: none is the attacker's."""
+    await core.publisher.publish(subjects.inbox("offline"), b"x", {h.MSG_ID: "waits"})
+    info = await core.client.jsm().stream_info(streams.INBOX)
+    for sequence in range(info.state.first_seq, info.state.last_seq + 1):
+        told = await answer(mallory, "registry.waiting.c", b'{"sequence":%d}' % sequence)
+        assert b'"is_waiting":false' in told
+    await core.client.jsm().purge_stream(streams.INBOX, subject=subjects.inbox("offline"))
+
+
 async def test_a_limited_read_shows_own_answers_only(ann: MeshClient, mallory: Client) -> None:
     """With wildcards an agent reads the newest of its own answers, whoever was answered after."""
     await ann.ask("c", "mine", timeout_s=5)
