@@ -124,16 +124,18 @@ class Settings:
         read = _Reader(environ)
         url = environ.get("MESH_NATS_URL", "")
         nats_port = read.integer("MESH_NATS_PORT", 4222, minimum=0, maximum=65_535)
+        nats_host = environ.get("MESH_NATS_HOST", "") or "127.0.0.1"
+        reached = "127.0.0.1" if nats_host in EVERY_ADDRESS else nats_host
         keys_dir = read.path("MESH_KEYS_DIR") or data_dir / "keys"
         scheme = "tls" if server_certificate(keys_dir).exists() else "nats"
         monitor_port = read.integer("MESH_NATS_MONITOR_PORT", 8222, 0, 65_535)
         # The embedded broker's is known; of another broker's nothing is.
         monitor_url = f"http://127.0.0.1:{monitor_port}" if monitor_port and not url else ""
         return cls(
-            nats_url=url or f"{scheme}://127.0.0.1:{nats_port or 4222}",
+            nats_url=url or f"{scheme}://{reached}:{nats_port or 4222}",
             is_broker_external=bool(url),
             nats_server=environ.get("MESH_NATS_SERVER", ""),
-            nats_host=environ.get("MESH_NATS_HOST", "") or "127.0.0.1",
+            nats_host=nats_host,
             is_open_to_network=read.one_of("MESH_OPEN_TO_NETWORK", ("no", "yes")) == "yes",
             nats_port=nats_port,
             websocket_port=read.integer("MESH_NATS_WEBSOCKET_PORT", 0, minimum=0, maximum=65_535),

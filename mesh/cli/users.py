@@ -110,12 +110,19 @@ async def _init(hosts: list[str]) -> None:
     settings = Settings.from_env()
     keyring = Keyring.create(settings.keys_dir, hosts)
     if hosts:
-        write_server_certificate(settings.keys_dir, hosts)
+        write_server_certificate(settings.keys_dir, [*hosts, *_own_address(settings)])
     typer.echo(
         f"the keys of the mesh are in {keyring.folder}: whoever has them owns it. Back them up."
     )
     typer.echo("Next: mesh up, then mesh keys agent AGENT for what runs here,")
     typer.echo("      and mesh keys invite NODE --agents AGENT for another machine.")
+
+
+def _own_address(settings: "Settings") -> list[str]:
+    """Where the processes of the hub itself find the broker, unless that is loopback."""
+    from mesh.settings import EVERY_ADDRESS
+
+    return [] if settings.nats_host in EVERY_ADDRESS else [settings.nats_host]
 
 
 async def _certificate(hosts: list[str]) -> None:
@@ -124,7 +131,7 @@ async def _certificate(hosts: list[str]) -> None:
 
     settings = Settings.from_env()
     keyring = _keyring(settings)
-    write_server_certificate(settings.keys_dir, hosts)
+    write_server_certificate(settings.keys_dir, [*hosts, *_own_address(settings)])
     keyring.with_hosts(hosts)
     typer.echo(server_certificate(settings.keys_dir))
     typer.echo("Start `mesh up` again: it speaks TLS with it then.", err=True)

@@ -78,6 +78,7 @@ async def serve_on(
 ) -> None:
     """Answer HTTP on sockets and a connection that are open. Raises what `serve` raises."""
     async with AsyncExitStack() as stack:
+        _require_own_node(connection, settings)
         directory = await _follow(stack, connection)
         instance = describe_process(settings.node, Role.HTTP)
         caller = Caller(_caller_id(connection), settings.node, instance.instance)
@@ -112,6 +113,17 @@ def _caller_id(connection: Connection) -> str:
     if credentials is None or credentials.is_core:
         return CALLER_ID
     return next(iter((*credentials.grant.callers, *credentials.grant.agents)), CALLER_ID)
+
+
+def _require_own_node(connection: Connection, settings: Settings) -> None:
+    """A broker says nothing to what it does not allow: better to be told here."""
+    node = connection.credentials.grant.node if connection.credentials else ""
+    if node not in ("", settings.node):
+        raise SettingsError(
+            f"this is node {settings.node!r}, and the credentials are of node {node!r}: leave "
+            "MESH_NODE away, or set it to that",
+            variable="MESH_NODE",
+        )
 
 
 def _require_hub(connection: Connection) -> None:

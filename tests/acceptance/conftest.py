@@ -43,7 +43,10 @@ class Process:
         def has_said() -> bool:
             return re.search(what, self.text) is not None or self.process.returncode is not None
 
-        await until(has_said, within_s=within_s)
+        try:
+            await until(has_said, within_s=within_s)
+        except AssertionError:
+            raise AssertionError(f"did not say {what!r}:\n{self.text}") from None
         found = re.search(what, self.text)
         assert found, f"ended without saying {what!r}:\n{self.text}"
         return found[found.lastindex or 0]
@@ -94,11 +97,13 @@ class Mesh:
         return start_mesh(*arguments, environ={**self.environ, **environ})
 
 
-async def run_mesh(*arguments: str, environ: dict[str, str], stdin: bytes = b"") -> Finished:
-    """Run `mesh` to its end, with the time of its first byte."""
+async def run_mesh(
+    *arguments: str, environ: dict[str, str], stdin: bytes = b"", prefix: tuple[str, ...] = ()
+) -> Finished:
+    """Run `mesh` to its end, with the time of its first byte; `prefix` is what runs it."""
     start = time.monotonic()
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "mesh", *arguments),
+        *(*prefix, sys.executable, "-m", "mesh", *arguments),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -118,10 +123,12 @@ async def run_mesh(*arguments: str, environ: dict[str, str], stdin: bytes = b"")
 
 
 @asynccontextmanager
-async def start_mesh(*arguments: str, environ: dict[str, str]) -> AsyncIterator[Process]:
-    """Start `mesh`, and end it at the end."""
+async def start_mesh(
+    *arguments: str, environ: dict[str, str], prefix: tuple[str, ...] = ()
+) -> AsyncIterator[Process]:
+    """Start `mesh`, and end it at the end; `prefix` is what runs it."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "mesh", *arguments),
+        *(*prefix, sys.executable, "-m", "mesh", *arguments),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
