@@ -6,7 +6,7 @@ reads those errors. Latency is counted there, too.
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from time import perf_counter
@@ -75,17 +75,31 @@ class Mailboxes:
         self._limit_s = limit_s
         self._pings: Counter[str] = Counter()
         """Ours without an answer, by durable."""
+        self._late: list[asyncio.Task[Outcome]] = []
 
-    async def ping(self, agent: str, node: str | None, answer: Awaitable[Outcome]) -> Outcome:
+    async def close(self) -> None:
+        """Give up what was not answered. Not before: what is given up leaves its mailbox, and who
+        looks at it next would count wrong.
+        """
+        for one in self._late:
+            one.cancel()
+        await asyncio.gather(*self._late, return_exceptions=True)
+
+    async def ping(
+        self, agent: str, node: str | None, answer: Coroutine[Any, Any, Outcome]
+    ) -> Outcome:
         """Wait for the answer of a ping, and find out why there is none."""
         durable = pinned_durable(agent, node) if node else agent
         self._pings[durable] += 1
+        waiting = asyncio.create_task(answer)
         try:
             async with asyncio.timeout(self._limit_s):
-                outcome = await answer
+                outcome = await asyncio.shield(waiting)
         except TimeoutError:
             return await self._explain(durable, is_pinned=node is not None)
-        # Only now: one that is given up still lies there.
+        finally:
+            self._late.append(waiting)
+        # Only now: one that is late still lies there.
         self._pings[durable] -= 1
         return outcome
 

@@ -5,7 +5,7 @@ many cells need. What is tried, and how many at a time, is decided by `mesh.prob
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter
@@ -102,7 +102,7 @@ class Prober:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for one in (self._heartbeats, self._listing, self._health):
+        for one in (self._heartbeats, self._listing, self._health, self._mailboxes):
             await one.close()
 
     async def try_cell(self, cell: Cell) -> Outcome:
@@ -137,7 +137,7 @@ class Prober:
             return Outcome(state=ProbeState.OFFLINE, detail=detail, fix="start it: mesh run")
         match method:
             case Method.ROUTER:
-                answer: Awaitable[Outcome] = self._http.router(agent)
+                answer: Coroutine[Any, Any, Outcome] = self._http.router(agent)
             case Method.DIRECT:
                 answer = self._http.direct(agent)
             case _:

@@ -5,9 +5,11 @@ acknowledges then, and later nobody answers for that stream at all; with everyth
 goes on, until it is started again.
 """
 
+from datetime import datetime
 from typing import Final
 
 import nats.errors
+import orjson
 from nats.aio.client import Client
 from nats.js.errors import APIError
 
@@ -17,6 +19,7 @@ from mesh.nats_client import is_guarded
 STALLED: Final = (
     "the broker is there and stores nothing, perhaps since its disk was full: `mesh doctor` tells"
 )
+NEW_S: Final = 10.0
 ALIVE_S: Final = 2.0
 """How quickly a broker answers that is there."""
 
@@ -38,9 +41,20 @@ async def explain(client: Client, error: StreamMissingError, subject: str) -> Tr
     if is_guarded(client):
         return error
     try:
-        await client.jsm(timeout=ALIVE_S).find_stream_name_by_subject(subject)
+        name = await client.jsm(timeout=ALIVE_S).find_stream_name_by_subject(subject)
+        info = await client.request(f"$JS.API.STREAM.INFO.{name}", timeout=ALIVE_S)
     except nats.errors.TimeoutError:  # A stream that was stopped does not answer this either.
         return BrokerUnreachableError(STALLED)
     except (APIError, nats.errors.Error):
         return error
-    return BrokerUnreachableError(STALLED)
+    return error if _is_new(info.data) else BrokerUnreachableError(STALLED)
+
+
+def _is_new(info: bytes) -> bool:
+    """Tell whether a stream was made a moment ago, when it was missed perhaps."""
+    try:
+        said = orjson.loads(info)
+        created, now = (datetime.fromisoformat(said[name]) for name in ("created", "ts"))
+    except (KeyError, TypeError, ValueError):
+        return False
+    return (now - created).total_seconds() < NEW_S

@@ -27,7 +27,7 @@ LOST_S: Final = 1.0
 """Who lost so much has no verdict: the shortest patience that tests ask of the mesh."""
 BEFORE_S: Final = 60.0
 """What happened before a test counts as well: a fixture that many share may have failed then."""
-ORDER: Final = ("unit", "wire", "integration", "conformance", "acceptance", "faults")
+ORDER: Final = ("unit", "wire", "integration", "attacks", "conformance", "acceptance", "faults")
 """The foundations first, so that a short budget is spent on them."""
 NO_VERDICT: Final = "no verdict"
 NOT_RUN: Final = "NOT RUN: the time for tests is used up"

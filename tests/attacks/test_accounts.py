@@ -4,6 +4,7 @@ CORE owns JetStream and the control plane. The user of host2, agent `c`, is the 
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 
 import nats.errors
@@ -214,10 +215,46 @@ async def test_a_reply_subject_reaches_nothing_in_core(core: Connection, mallory
         await mallory.publish(DIRECT_REGISTRY, b'{"seq":1}', reply=target)
         await mallory.publish("registry.get.c", b"", reply=target)
         await mallory.publish("agent.c.event.attack", b"{}", reply=target)
+        await mallory.publish("registry.list", b"", reply=target)
+        await mallory.publish("registry.history.c", b"{}", reply=target)
+        await mallory.publish("registry.waiting.c", b'{"sequence":1}', reply=target)
+        await mallory.publish("$JS.ACK.INBOX.c.1.1.1.1.1", b"+NXT", reply=target)
     await mallory.flush()
     await asyncio.sleep(CALM_S)
     assert await canaries(core) == before
     await core.client.jsm().consumer_info(streams.INBOX, "b")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Nats-Rollup": "all"},
+        {"Nats-Rollup": "sub"},
+        {"Nats-Schedule": "@at 2030-01-01T00:00:00Z", "Nats-Schedule-Target": "agent.b.inbox"},
+        {"Nats-Marker-Reason": "Purge"},
+        {"KV-Operation": "PURGE"},
+        {"Nats-Incr": "+1"},
+        {"Nats-Batch-Id": "x", "Nats-Batch-Sequence": "1", "Nats-Batch-Commit": "1"},
+    ],
+    ids="+".join,
+)
+async def test_jetstreams_own_headers_do_no_harm(
+    core: Connection, mallory: Client, headers: dict[str, str]
+) -> None:
+    """On every subject where the attacker may put something: nothing of others is gone."""
+    await core.publisher.publish(subjects.event("a", "kept"), b"{}", {})
+    before = await canaries(core)
+    manager = core.client.jsm()
+    kept = (await manager.stream_info(streams.EVENT)).state.messages
+    for subject in ("agent.c.event.x", "agent.c.reply", "dead.c", "registry.withdraw.c"):
+        with contextlib.suppress(nats.errors.Error):
+            await mallory.request(subject, b"{}", headers=headers, timeout=1)
+    await mallory.flush()
+    await until(lambda: is_idle(core, streams.REGISTRAR_WITHDRAW, streams.CONTROL))
+    after = await canaries(core)
+    for name in (streams.INBOX, streams.REPLY, streams.DEAD, "card"):
+        assert after[name] >= before[name], name
+    assert (await manager.stream_info(streams.EVENT)).state.messages >= kept
 
 
 async def test_rights_of_others_are_denied(core: Connection, mallory: Client) -> None:

@@ -1,7 +1,7 @@
 """What has broken other servers: each body has its answer, and the broker's link lives on.
 
 The list of `reliability-anchors`, section 5, as far as it travels over HTTP. Ids and headers are
-in `test_shim_inputs`, framing in `test_shim_guard_raw`.
+in `test_shim_inputs`, framing in `test_door_raw`.
 """
 
 import asyncio
