@@ -26,6 +26,7 @@ from mesh.settings import authority, server_certificate
 from mesh.trust.secrets import read_secret, write_secret
 
 LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
+_USES: Final = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
 _AUTHORITY_DAYS: Final = 3650
 _SERVER_DAYS: Final = 820
 """What Apple's clients take at most is 825."""
@@ -48,7 +49,8 @@ def write_server_certificate(keys_dir: Path, hosts: Sequence[str]) -> None:
     certificate = (
         _begin(hosts[0] if hosts else LOOPBACK[0], signer.subject, own, _SERVER_DAYS)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        # The servers of a cluster are each other's clients, too.
+        .add_extension(x509.ExtendedKeyUsage(_USES), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )

@@ -40,8 +40,11 @@ EXPORTS: Final = tuple(
             f"{_READ}.{streams.REGISTRY}",
             subjects.ALL_HISTORIES,
         ),
-        # What JetStream has stored, republished.
-        Crossing.STREAM: (subjects.ALL_DELIVERED, subjects.REGISTRY_EVENTS),
+        # What JetStream has stored, republished; and that a server of a cluster leads a stream now.
+        Crossing.STREAM: (
+            *(subjects.ALL_DELIVERED, subjects.REGISTRY_EVENTS),
+            subjects.ELECTION_ADVISORIES,
+        ),
     }.items()
     for subject in exported
 )
@@ -86,6 +89,7 @@ MEMBER_PUBLISH: Final = (
 MEMBER_SUBSCRIBE: Final = (
     f"_INBOX_{_USER}.>",
     subjects.REGISTRY_EVENTS,
+    subjects.ELECTION_ADVISORIES,
     f"delivered.{_AGENT}.>",
     f"delivered.{_CALLER}.>",
 )
