@@ -4,8 +4,10 @@ A client like any other: it spells the headers and fields of the door as every c
 knows nothing of what is behind it.
 """
 
+import ssl
 from collections.abc import Mapping
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, Final
 
 import httpx2
@@ -20,10 +22,23 @@ _STATES: Final = {"agent_offline": ProbeState.OFFLINE, "agent_busy": ProbeState.
 """What the router's error codes say of the agent, not of the way to it."""
 
 
-def local_url(host: str, port: int) -> str:
+def local_url(host: str, port: int, *, scheme: str = "http") -> str:
     """Return where this machine reaches what listens on `host` and `port`."""
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+    return f"{scheme}://{f'[{reachable}]' if ':' in reachable else reachable}:{port}"
+
+
+def local_trust(certificate: Path | None) -> ssl.SSLContext | bool:
+    """Return what this machine believes its own door by: that very certificate, whatever its name.
+
+    True, which is what the system trusts, where the door has none.
+    """
+    if certificate is None:
+        return True
+    context = ssl.create_default_context(cafile=str(certificate))
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return context
 
 
 class HttpProbes:

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 from typing import Any, Final, Generic, TypeVar
@@ -46,6 +47,8 @@ class Doors:
     node: str
     """Whose router that is, where the router itself does not say it."""
     monitor_url: str = ""
+    certificate: Path | None = None
+    """Of the router, where it speaks HTTPS."""
     authorization: str = field(default="", repr=False)
     """The `Authorization` header with which the router is asked."""
 

@@ -5,6 +5,7 @@ matrix is tried stands in `mesh.prober`. No handler of an agent runs for it.
 """
 
 import asyncio
+import ssl
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from contextlib import aclosing
@@ -16,6 +17,7 @@ import httpx2
 from mesh.client import MeshClient
 from mesh.connection import Connection
 from mesh.errors import NodeNotFoundError
+from mesh.http_probes import local_trust
 from mesh.prober import Cell, Doors, Prober
 from mesh.subjects import require_id
 from schemas.probe import Method, Outcome, ProbeResult, ProbeState
@@ -73,6 +75,12 @@ class ConnectionTest:
         found = [*self._of_mesh(), *self._of_nodes(), *self._of_agents()]
         return [one for one in found if only.method in (None, one.method)]
 
+    def _trust(self) -> ssl.SSLContext | bool:
+        # To read the certificates stops the loop for 30 ms: only where they are needed.
+        if "https:" not in self._doors.router_url + self._doors.monitor_url:
+            return False
+        return local_trust(self._doors.certificate)
+
     async def run(self) -> AsyncGenerator[ProbeResult, None]:
         """Try everything, and yield each result as it comes. Raises what `cells` raises."""
         cells = self.cells()
@@ -83,8 +91,7 @@ class ConnectionTest:
                 timeout=2 * limit_s,
                 limits=httpx2.Limits(max_connections=MAX_IN_FLIGHT),
                 trust_env=False,
-                # To read the certificates stops the loop for 30 ms: only where they are needed.
-                verify="https:" in self._doors.router_url + self._doors.monitor_url,
+                verify=self._trust(),
             ) as http,
             Prober(
                 self._client,

@@ -44,6 +44,8 @@ KNOWN_VARIABLES: Final = {
     "MESH_NODE": "name of this machine in the mesh",
     "MESH_HTTP_HOST": "address the HTTP shim listens on",
     "MESH_HTTP_PORTS": "ports the HTTP shim listens on, with commas",
+    "MESH_HTTP_CERT": "file of the HTTP shim's certificate: it speaks HTTPS then",
+    "MESH_HTTP_KEY": "file of that certificate's key",
     "MESH_HTTP_AUTH": "'keys' requires API keys everywhere, 'auto' beyond loopback only",
     "MESH_HTTP_ALLOWED_HOSTS": "host names that HTTP clients may ask for, with commas",
     "MESH_HTTP_CORS_ORIGINS": "origins of web pages that may call the HTTP shim, with commas",
@@ -92,6 +94,9 @@ class Settings:
     node: str = "node1"
     http_host: str = "127.0.0.1"
     http_ports: tuple[int, ...] = DEFAULT_HTTP_PORTS
+    http_cert: Path | None = None
+    """Certificate of the HTTP shim, and its chain; None: it speaks HTTP in the clear."""
+    http_key: Path | None = None
     http_auth: str = "auto"
     http_allowed_hosts: tuple[str, ...] = ()
     http_cors_origins: tuple[str, ...] = ()
@@ -100,6 +105,11 @@ class Settings:
     heartbeat_s: float = 5.0
     sync_interval: str = "2m"
     unknown_agent_grace_s: float = 30.0
+
+    @property
+    def http_scheme(self) -> str:
+        """How the HTTP shim is spoken to."""
+        return "https" if self.http_cert else "http"
 
     @property
     def keys_dir(self) -> Path:
@@ -150,6 +160,8 @@ class Settings:
             node=_node(environ),
             http_host=environ.get("MESH_HTTP_HOST", "127.0.0.1"),
             http_ports=read.ports("MESH_HTTP_PORTS", DEFAULT_HTTP_PORTS),
+            http_cert=read.path("MESH_HTTP_CERT"),
+            http_key=read.path("MESH_HTTP_KEY"),
             http_auth=read.one_of("MESH_HTTP_AUTH", HTTP_AUTH_MODES),
             http_allowed_hosts=read.several("MESH_HTTP_ALLOWED_HOSTS", _HOST_NAME, _HOST_EXAMPLE),
             http_cors_origins=read.several("MESH_HTTP_CORS_ORIGINS", _ORIGIN, _ORIGIN_EXAMPLE),

@@ -73,7 +73,10 @@ def _doors(settings: "Settings") -> "Doors":
     from mesh.prober import Doors
 
     return Doors(
-        router_url=local_url(settings.http_host, settings.http_ports[0]),
+        router_url=local_url(
+            settings.http_host, settings.http_ports[0], scheme=settings.http_scheme
+        ),
+        certificate=settings.http_cert,
         node=settings.node,
         monitor_url=settings.nats_monitor_url,
         authorization=f"Bearer {settings.api_key}" if settings.api_key else "",

@@ -133,8 +133,10 @@ async def _examine_http(settings: "Settings") -> list[Finding]:
     import httpx2
 
     from mesh.cli import parts
+    from mesh.http_probes import local_trust
 
-    async with httpx2.AsyncClient(timeout=3, trust_env=False) as client:
+    trust = local_trust(settings.http_cert)
+    async with httpx2.AsyncClient(timeout=3, trust_env=False, verify=trust) as client:
         doors = parts.doors(settings).items()
         return await asyncio.gather(*(_examine_door(client, *door) for door in doors))
 

@@ -37,6 +37,8 @@ def http(settings: Settings, nats_url: str, *, name: str = "http", monitor_url: 
         "MESH_NODE": settings.node,
         "MESH_HTTP_HOST": settings.http_host,
         "MESH_HTTP_PORTS": ",".join(str(port) for port in settings.http_ports),
+        "MESH_HTTP_CERT": str(settings.http_cert or ""),
+        "MESH_HTTP_KEY": str(settings.http_key or ""),
         "MESH_NATS_MONITOR_URL": monitor_url or settings.nats_monitor_url,
         **_credentials(settings, DOOR),
     }
@@ -110,4 +112,7 @@ def doors(settings: Settings) -> dict[str, str]:
     others = [port for port in settings.http_ports if port not in names]
     named.update(zip((name for name in DOORS if name not in named), others, strict=False))
     host = f"[{settings.http_host}]" if ":" in settings.http_host else settings.http_host
-    return {name: f"http://{host}:{named[name]}{DOORS[name]}" for name in DOORS if name in named}
+    scheme = settings.http_scheme
+    return {
+        name: f"{scheme}://{host}:{named[name]}{DOORS[name]}" for name in DOORS if name in named
+    }

@@ -97,7 +97,8 @@ class ConnectionTests:
         host, port = scope["server"]
         token = shown_token(dict(scope["headers"]))
         doors = Doors(
-            router_url=local_url(host, port),
+            router_url=local_url(host, port, scheme=scope["scheme"]),
+            certificate=self._door.certificate,
             node=self._door.caller.node,
             monitor_url=self._door.monitor_url,
             authorization=f"Bearer {token}" if token else "",

@@ -3,6 +3,7 @@
 Opens nothing; `mesh.shim.server` does. Knows no HTTP status and no OpenAI shape.
 """
 
+from pathlib import Path
 from typing import Final
 
 from starlette.types import Receive
@@ -28,6 +29,7 @@ class Door:
         caller: Caller,
         *,
         monitor_url: str = "",
+        certificate: Path | None = None,
         pace: Pace = PACE,
     ) -> None:
         self.client = client
@@ -40,6 +42,8 @@ class Door:
         """Of streamed answers."""
         self.monitor_url = monitor_url
         """Where the broker's monitoring answers; empty where it is not known."""
+        self.certificate = certificate
+        """Of this door; None where it speaks HTTP in the clear."""
         self._patrol = Patrol()
         self._is_closing = False
 

@@ -7,6 +7,7 @@ import resource
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 import uvicorn
@@ -53,6 +54,7 @@ class HttpServer(uvicorn.Server):
         patience: Patience | None = None,
         max_connections: int = MAX_CONNECTIONS,
         port: int = 0,
+        certificate: tuple[Path, Path] | None = None,
     ) -> None:
         super().__init__(
             uvicorn.Config(
@@ -69,6 +71,8 @@ class HttpServer(uvicorn.Server):
                 h11_max_incomplete_event_size=MAX_HEADER_BYTES,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=GRACE_S,
+                ssl_certfile=certificate and certificate[0],
+                ssl_keyfile=certificate and certificate[1],
             )
         )
         self._on_started = on_started

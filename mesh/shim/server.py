@@ -9,8 +9,10 @@ import errno
 import logging
 import signal
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager
+from pathlib import Path
 from typing import Final
 
 from mesh import registry
@@ -61,6 +63,7 @@ async def serve(
         BrokerUnreachableError: there is no broker, or the connection is closed for good.
         StreamMissingError: the broker has no mesh on it.
     """
+    _certificate(settings)  # Before anything else: it is told at once.
     with _listening(settings) as sockets:
         async with open_connection(
             Login.of(settings), name=f"mesh http {settings.node}", patience_s=PATIENCE_S
@@ -88,7 +91,13 @@ async def serve_on(
         stack.push_async_callback(tasks.cancel)
         tasks.start(_announce(connection, instance))
         tasks.start(_beat(connection, instance, settings.heartbeat_s))
-        door = Door(client, connection, caller, monitor_url=settings.nats_monitor_url)
+        door = Door(
+            client,
+            connection,
+            caller,
+            monitor_url=settings.nats_monitor_url,
+            certificate=settings.http_cert,
+        )
         rules = rules_for(settings, [one.getsockname()[0] for one in sockets])
         if rules.requires_keys:
             _require_hub(connection)
@@ -97,6 +106,7 @@ async def serve_on(
             create_app(door, rules),
             on_started=lambda: on_ready(ports_of(sockets)),
             max_connections=connection_limit(),
+            certificate=_certificate(settings),
         )
         if stop is None:
             stop = asyncio.Event()
@@ -113,6 +123,31 @@ def _caller_id(connection: Connection) -> str:
     if credentials is None or credentials.is_core:
         return CALLER_ID
     return next(iter((*credentials.grant.callers, *credentials.grant.agents)), CALLER_ID)
+
+
+def _certificate(settings: Settings) -> tuple[Path, Path] | None:
+    """Return the files of the certificate and its key, once they are seen to be some.
+
+    Raises:
+        SettingsError: they are none, or do not fit.
+    """
+    if settings.http_cert is None and settings.http_key is None:
+        return None
+    if settings.http_cert is None or settings.http_key is None:
+        raise SettingsError(
+            "a certificate needs its key: set both MESH_HTTP_CERT and MESH_HTTP_KEY",
+            variable="MESH_HTTP_CERT",
+        )
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(settings.http_cert, settings.http_key)
+    except OSError as error:  # An `ssl.SSLError` is one, too.
+        raise SettingsError(
+            f"MESH_HTTP_CERT={settings.http_cert} and MESH_HTTP_KEY={settings.http_key} cannot be "
+            f"used: {error.strerror or error}",
+            variable="MESH_HTTP_CERT",
+        ) from None
+    return settings.http_cert, settings.http_key
 
 
 def _require_own_node(connection: Connection, settings: Settings) -> None:
