@@ -243,11 +243,18 @@ async def open_connection(
     )
     await attempt.wait(asyncio.ensure_future(connecting))
     try:
-        await connection.start()
+        await _begin(connection)
         yield connection
     finally:
         await connection.release()
         await _close(client)
+
+
+async def _begin(connection: Connection) -> None:
+    try:
+        await connection.start()
+    except nats.errors.Error as error:  # Closed again already.
+        raise connection.ending() from error
 
 
 async def _close(client: Client) -> None:

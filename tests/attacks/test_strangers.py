@@ -89,11 +89,11 @@ async def test_who_has_expired_is_out(accounts: Accounts) -> None:
         "short",
         key.public,
         tags=["caller:short"],
-        expires_s=int(time.time()) + 2,
+        expires_s=int(time.time()) + 4,
     )
     credentials = Credentials.of(token, key)
     async with open_connection(Login(accounts.url, credentials), name="short") as connection:
-        await asyncio.wait_for(connection.closed.wait(), 10)
+        await asyncio.wait_for(connection.closed.wait(), 20)
         assert isinstance(connection.ending(), CredentialsError)
     assert await refused(accounts, credentials)
 
