@@ -9,9 +9,7 @@ import logging
 from pathlib import Path
 from typing import Final
 
-import nats.errors
-
-from mesh import codec, subjects
+from mesh import registry, subjects
 from mesh.connection import Connection, open_connection
 from mesh.errors import (
     BrokerUnreachableError,
@@ -92,15 +90,15 @@ async def join_open(url: str, settings: Settings) -> None:
 
 
 async def _ask(connection: Connection, invite: str, public: str) -> JoinReceipt:
-    subject = subjects.join(invite)
-    body = codec.encode(JoinRequest(public=public))
+    request = JoinRequest(public=public)
     try:
-        answer = await connection.client.request(subject, body, timeout=TIMEOUT_S)
-    except nats.errors.Error as error:
+        return await registry.ask(
+            connection, subjects.join(invite), request, JoinReceipt, timeout_s=TIMEOUT_S
+        )
+    except BrokerUnreachableError as error:
         raise JoinRefusedError(
             f"nobody at the hub answers ({error}): is its control plane up (`mesh up`)?"
         ) from error
-    return codec.decode(JoinReceipt, answer.data, subject=subject)
 
 
 def _keep(data_dir: Path, variables: dict[str, str]) -> None:

@@ -8,9 +8,7 @@ asked. Does not wait for anything; see `mesh.followers`.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import nats.errors
-
-from mesh import codec, subjects
+from mesh import codec, registry, subjects
 from mesh.calls import CallState, StoredCall
 from mesh.connection import Connection
 from mesh.errors import (
@@ -101,13 +99,10 @@ async def is_waiting(connection: Connection, reply_subject: str, sequence: int) 
 
 async def _ask_waiting(connection: Connection, caller: str, sequence: int) -> bool:
     """Ask the control plane: mailboxes cannot be read across an account boundary."""
-    subject = subjects.waiting(caller)
-    body = codec.encode(WaitingRequest(sequence=sequence))
-    try:
-        answer = await connection.client.request(subject, body, timeout=TIMEOUT_S)
-    except nats.errors.Error as error:
-        raise BrokerUnreachableError(f"the control plane does not answer: {error}") from error
-    receipt = codec.decode(WaitingReceipt, answer.data, subject=subject)
+    request = WaitingRequest(sequence=sequence)
+    receipt = await registry.ask(
+        connection, subjects.waiting(caller), request, WaitingReceipt, timeout_s=TIMEOUT_S
+    )
     if not receipt.is_known:
         raise BrokerUnreachableError(f"the mailbox cannot be read: {receipt.message}")
     return receipt.is_waiting

@@ -15,6 +15,7 @@ from nats.aio.msg import Msg
 
 from mesh import codec, subjects
 from mesh import headers as h
+from mesh.codec import Model
 from mesh.connection import Connection
 from mesh.errors import (
     BrokerUnreachableError,
@@ -189,12 +190,25 @@ async def beat(connection: Connection, heartbeat: Heartbeat, *, timeout_s: float
     """
     subject = subjects.heartbeat(heartbeat.instance.node, heartbeat.instance.instance)
     try:
-        answer = await connection.client.request(
-            subject, codec.encode(heartbeat), timeout=timeout_s
-        )
-    except nats.errors.Error as error:
+        return await ask(connection, subject, heartbeat, Receipt, timeout_s=timeout_s)
+    except BrokerUnreachableError as error:
         raise BrokerUnreachableError(f"no registrar answers heartbeats: {error}") from error
-    return codec.decode(Receipt, answer.data, subject=subject)
+
+
+async def ask(
+    connection: Connection, subject: str, body: WireModel, model: type[Model], *, timeout_s: float
+) -> Model:
+    """Ask the control plane something that nobody has to keep, and return what it says.
+
+    Raises:
+        BrokerUnreachableError: it does not answer.
+        ProtocolError: its answer is garbled.
+    """
+    try:
+        answer = await connection.client.request(subject, codec.encode(body), timeout=timeout_s)
+    except nats.errors.Error as error:
+        raise BrokerUnreachableError(str(error) or type(error).__name__) from error
+    return codec.decode(model, answer.data, subject=subject)
 
 
 async def _ask_registrar(

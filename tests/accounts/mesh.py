@@ -15,6 +15,7 @@ from mesh import Agent, CallContext, ChatRequest, registry, streams
 from mesh.connection import Connection, open_connection
 from mesh.events import Event
 from mesh.runtime import AgentHost
+from mesh.settings import Settings
 from mesh.trust.login import Login
 from tests.accounts.server import Accounts
 from tests.conftest import until
@@ -122,9 +123,16 @@ class Mesh:
 @asynccontextmanager
 async def host(accounts: Accounts, user: str, node: str, *agents: Agent) -> AsyncIterator[None]:
     """Run agents as `user`."""
-    settings = accounts.settings(user, node)
-    async with open_connection(Login.of(settings), name=user) as connection:
-        running = AgentHost(connection, agents, node=node, settings=settings)
+    async with hosting(accounts.settings(user, node), *agents):
+        yield
+
+
+@asynccontextmanager
+async def hosting(settings: Settings, *agents: Agent) -> AsyncIterator[None]:
+    """Run agents with the credentials of some settings."""
+    login = Login.of(settings)
+    async with open_connection(login, name=login.name, patience_s=10) as connection:
+        running = AgentHost(connection, agents, node=settings.node, settings=settings)
         stop = asyncio.Event()
         task = asyncio.create_task(running.run(stop))
         try:

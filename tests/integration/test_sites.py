@@ -1,6 +1,5 @@
 """Three servers as one broker in secure mode, started by hand, as `nats/README.md` says."""
 
-import asyncio
 import os
 import time
 from collections.abc import AsyncIterator
@@ -18,13 +17,13 @@ from mesh.client import open_client
 from mesh.connection import open_connection
 from mesh.directory import follow_directory
 from mesh.errors import MeshError
-from mesh.runtime import AgentHost
 from mesh.settings import Settings, authority, server_certificate
 from mesh.trust.certificates import write_server_certificate
 from mesh.trust.grants import Grant
 from mesh.trust.keyring import CONTROL, OPERATOR, Keyring
 from mesh.trust.login import Login
 from schemas.registry import UserRole
+from tests.accounts.mesh import hosting
 from tests.brokers import NATS_SERVER, free_port
 from tests.conftest import control_plane, until
 
@@ -113,26 +112,15 @@ async def ask(login: Login, agent: str, caller: str) -> str:
         return (await client.ask(agent, "hello", timeout_s=20)).text
 
 
-@asynccontextmanager
-async def hosting(hub: Hub, url: str, user: str, node: str, agent: str) -> AsyncIterator[None]:
-    """Run an agent."""
-    told = Agent(agent)
+def kept() -> Agent:
+    """An agent that repeats what it is asked."""
+    agent = Agent("kept")
 
-    @told.chat
+    @agent.chat
     async def answer(request: ChatRequest) -> str:
-        return f"{agent} on {node}: {request.last_text}"
+        return f"kept: {request.last_text}"
 
-    settings = replace(hub.settings(url, user), node=node)
-    async with open_connection(Login.of(settings), name=user, patience_s=10) as connection:
-        running = AgentHost(connection, [told], node=node, settings=settings)
-        stop = asyncio.Event()
-        task = asyncio.create_task(running.run(stop))
-        try:
-            await until(running.ready.is_set)
-            yield
-        finally:
-            stop.set()
-            await task
+    return agent
 
 
 async def test_a_cluster_in_secure_mode(tmp_path: Path) -> None:
@@ -157,9 +145,10 @@ async def test_a_cluster_in_secure_mode(tmp_path: Path) -> None:
         await until(lambda: answers(hub.login(url, CONTROL)), within_s=60)
         control = replace(hub.settings(url, CONTROL), replicas=3)
         await stack.enter_async_context(control_plane(control))
-        await stack.enter_async_context(hosting(hub, url, "host", "node1", "kept"))
-        assert await ask(hub.login(url, OPERATOR), "kept", OPERATOR) == "kept on node1: hello"
+        settings = replace(hub.settings(url, "host"), node="node1")
+        await stack.enter_async_context(hosting(settings, kept()))
+        assert await ask(hub.login(url, OPERATOR), "kept", OPERATOR) == "kept: hello"
         await servers[0].stop(0)
         started = time.monotonic()
-        assert await ask(hub.login(url, OPERATOR), "kept", OPERATOR) == "kept on node1: hello"
+        assert await ask(hub.login(url, OPERATOR), "kept", OPERATOR) == "kept: hello"
         assert time.monotonic() - started < 20
