@@ -33,6 +33,7 @@ from mesh.errors import (
 )
 from mesh.settings import EVERY_ADDRESS, Settings, server_certificate
 from mesh.trust.keyring import Keyring
+from mesh.trust.server_tokens import ServerTokens
 
 OnLog = Callable[[str, str], None]
 MINIMUM_VERSION: Final = (2, 14, 0)
@@ -239,12 +240,12 @@ def _prepare(settings: Settings) -> _Setup:
     _require_protected(settings)
     if not Keyring.exists(settings.keys_dir):
         return _Setup(folder / "hub.conf", variables)
-    keyring = Keyring.open(settings.keys_dir)
+    tokens = ServerTokens.of(Keyring.open(settings.keys_dir))
     accounts = settings.data_dir / "accounts"
-    keyring.write_accounts(accounts)
+    tokens.write_accounts(accounts)
     variables |= {
-        "HUB_OPERATOR": keyring.operator_token,
-        "HUB_SYSTEM_ACCOUNT": keyring.system_account,
+        "HUB_OPERATOR": tokens.operator,
+        "HUB_SYSTEM_ACCOUNT": tokens.system_account,
         "HUB_ACCOUNTS_DIR": _quoted(str(accounts)),
     }
     certificate = server_certificate(settings.keys_dir)

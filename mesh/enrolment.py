@@ -16,6 +16,7 @@ from mesh.settings import Settings
 from mesh.trust.credentials import Credentials
 from mesh.trust.keyring import SYSTEM, Keyring
 from mesh.trust.login import Login
+from mesh.trust.server_tokens import ServerTokens
 
 _UPDATE: Final = "$SYS.REQ.CLAIMS.UPDATE"
 _TAKEN: Final = 200
@@ -47,7 +48,7 @@ async def cut_off(settings: Settings, keyring: Keyring) -> None:
     ours = Login.of(settings)
     system = Login(ours.url, Credentials.read(path), ours.ca)
     async with open_connection(system, name="mesh keys") as connection:
-        await _update(connection, keyring.members_token)
+        await _update(connection, ServerTokens.of(keyring).members)
     await enrol(settings, keyring)
 
 

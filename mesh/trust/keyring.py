@@ -6,7 +6,7 @@
     invites/*.json   who was promised some
     creds/*.creds    the credentials of the hub's own processes, and of users made here
 
-Knows no server: which tokens its servers shall have, `Keyring.accounts` tells. Secrets are files
+Knows no server; what those are given, see `mesh.trust.server_tokens`. Secrets are files
 of mode 0600; nothing here prints one.
 """
 
@@ -26,11 +26,6 @@ from mesh.subjects import require_id
 from mesh.trust import jwts
 from mesh.trust.credentials import Credentials
 from mesh.trust.grants import (
-    EXPORTS,
-    JOINER_PUBLISH,
-    JOINER_SUBSCRIBE,
-    MEMBER_PUBLISH,
-    MEMBER_SUBSCRIBE,
     Grant,
 )
 from mesh.trust.invites import Invite
@@ -179,7 +174,7 @@ class Keyring:
     def token(self, user: User) -> str:
         """Write the token with which a member logs in."""
         return jwts.user_token(
-            self._key(Secret.MEMBER),
+            self.secret(Secret.MEMBER),
             self.public[Secret.AGENTS],
             user.name,
             user.public,
@@ -209,7 +204,7 @@ class Keyring:
             self._save_invite(invite)
         key = KeyPair.new(Kind.USER)
         token = jwts.user_token(
-            self._key(Secret.JOINER),
+            self.secret(Secret.JOINER),
             self.public[Secret.AGENTS],
             invite.id,
             key.public,
@@ -300,6 +295,16 @@ class Keyring:
         """Return who counts, for the registry."""
         return [one.identity for one in self.users() if not one.is_revoked]
 
+    def secret(self, name: Secret) -> KeyPair:
+        """Return a private key of the mesh.
+
+        Raises:
+            CredentialsError: it cannot be read.
+        """
+        if name not in self._keys:
+            self._keys[name] = KeyPair.from_seed(read_secret(self.folder / "secret" / f"{name}.nk"))
+        return self._keys[name]
+
     def credentials_path(self, name: str) -> Path:
         """Return where the credentials of a user made here lie."""
         return self.folder / "creds" / f"{name}.creds"
@@ -322,66 +327,6 @@ class Keyring:
             path=str(self.folder / "creds"),
         )
 
-    @property
-    def operator_token(self) -> str:
-        """What every server is given: who is to be believed."""
-        return jwts.operator_token(self._key(Secret.OPERATOR), "mesh", self.system_account)
-
-    def accounts(self) -> dict[str, str]:
-        """Return the tokens that servers shall have, by the public keys of their accounts."""
-        users = self.users()
-        roles = (
-            self._role(Secret.MEMBER, MEMBER_PUBLISH, MEMBER_SUBSCRIBE),
-            self._role(Secret.JOINER, JOINER_PUBLISH, JOINER_SUBSCRIBE),
-        )
-        accounts = (
-            jwts.Account("SYS", self.public[Secret.SYS]),
-            jwts.Account(
-                "CORE",
-                self.public[Secret.CORE],
-                has_storage=True,
-                exports=EXPORTS,
-                revoked=_all_revoked(one for one in users if one.is_core),
-            ),
-            jwts.Account(
-                "AGENTS",
-                self.public[Secret.AGENTS],
-                imports=EXPORTS,
-                imported_from=self.public[Secret.CORE],
-                roles=roles,
-                revoked=_all_revoked(one for one in users if not one.is_core),
-            ),
-        )
-        operator = self._key(Secret.OPERATOR)
-        return {one.public: jwts.account_token(operator, one) for one in accounts}
-
-    def write_accounts(self, folder: Path) -> None:
-        """Write the accounts' tokens where a server looks for them at its start.
-
-        Raises:
-            CredentialsError: the folder cannot be written.
-        """
-        tokens = self.accounts()
-        make_folder(folder)
-        for path in folder.glob("*.jwt"):
-            if path.stem not in tokens:
-                path.unlink()
-        for public, token in tokens.items():
-            write_secret(folder / f"{public}.jwt", token)
-
-    @property
-    def members_token(self) -> str:
-        """The token of the account in which everybody is but the processes of the hub."""
-        return self.accounts()[self.public[Secret.AGENTS]]
-
-    @property
-    def system_account(self) -> str:
-        """The account in which servers are told what has changed."""
-        return self.public[Secret.SYS]
-
-    def _role(self, key: Secret, publish: Sequence[str], subscribe: Sequence[str]) -> jwts.Role:
-        return jwts.Role(key.value, self.public[key], publish, subscribe)
-
     def _issue_own(
         self, name: str, role: UserRole, *, revoked: dict[str, int] | None = None
     ) -> User:
@@ -394,14 +339,16 @@ class Keyring:
             issued_at_s=int(time.time()),
             revoked=revoked or {},
         )
-        token = jwts.unlimited_token(self._key(Secret.CORE), name, key.public, tags=user.grant.tags)
+        token = jwts.unlimited_token(
+            self.secret(Secret.CORE), name, key.public, tags=user.grant.tags
+        )
         Credentials.of(token, key).write(self.credentials_path(name))
         self._save(user)
         return user
 
     def _write_system(self) -> None:
         key = KeyPair.new(Kind.USER)
-        token = jwts.unlimited_token(self._key(Secret.SYS), SYSTEM, key.public)
+        token = jwts.unlimited_token(self.secret(Secret.SYS), SYSTEM, key.public)
         Credentials.of(token, key).write(self.credentials_path(SYSTEM))
 
     def _require_free(self, name: str, grant: Grant) -> None:
@@ -442,11 +389,6 @@ class Keyring:
         path = self.folder / "users" / f"{user.name}.json"
         write_secret(path, user.model_dump_json(indent=2))
 
-    def _key(self, name: Secret) -> KeyPair:
-        if name not in self._keys:
-            self._keys[name] = KeyPair.from_seed(read_secret(self.folder / "secret" / f"{name}.nk"))
-        return self._keys[name]
-
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Keep other processes from changing the keyring meanwhile."""
@@ -465,10 +407,6 @@ class Keyring:
 
 def _revoked(user: User) -> dict[str, int]:
     return {**user.revoked, user.public: int(time.time())}
-
-
-def _all_revoked(users: Iterator[User]) -> dict[str, int]:
-    return {key: at_s for user in users for key, at_s in user.revoked.items()}
 
 
 def _require_grant(name: str, grant: Grant) -> None:

@@ -22,6 +22,7 @@ from mesh.trust.certificates import write_server_certificate
 from mesh.trust.grants import Grant
 from mesh.trust.keyring import CONTROL, OPERATOR, Keyring
 from mesh.trust.login import Login
+from mesh.trust.server_tokens import ServerTokens
 from schemas.registry import UserRole
 from tests.accounts.mesh import hosting
 from tests.brokers import NATS_SERVER, free_port
@@ -47,7 +48,8 @@ class Hub:
     def variables(self, name: str, port: int) -> dict[str, str]:
         """Return what a server is told by its environment."""
         data = self.folder / name
-        self.keyring.write_accounts(data / "accounts")
+        tokens = ServerTokens.of(self.keyring)
+        tokens.write_accounts(data / "accounts")
         certificate = server_certificate(self.keyring.folder)
         return {
             "HUB_NAME": f'"{name}"',
@@ -56,8 +58,8 @@ class Hub:
             "HUB_MONITOR": f'"127.0.0.1:{free_port()}"',
             "HUB_DATA_DIR": f'"{data}"',
             "HUB_SYNC_INTERVAL": '"2m"',
-            "HUB_OPERATOR": self.keyring.operator_token,
-            "HUB_SYSTEM_ACCOUNT": self.keyring.system_account,
+            "HUB_OPERATOR": tokens.operator,
+            "HUB_SYSTEM_ACCOUNT": tokens.system_account,
             "HUB_ACCOUNTS_DIR": f'"{data / "accounts"}"',
             "HUB_TLS_CERT": f'"{certificate}"',
             "HUB_TLS_KEY": f'"{certificate.with_suffix(".key")}"',

@@ -19,6 +19,7 @@ from mesh.trust.credentials import Credentials
 from mesh.trust.grants import Grant
 from mesh.trust.keyring import CONTROL, MAX_AGENTS, Keyring
 from mesh.trust.nkeys import KeyPair, Kind, require_public, verify
+from mesh.trust.server_tokens import ServerTokens
 from schemas.registry import UserRole
 
 SEED = "SUAMLK2ZNL35WSMW37E7UD4VZ7ELPKW7DHC3BWBSD2GCZ7IUQQXZIORRBU"
@@ -199,7 +200,7 @@ def test_a_revoked_user(keyring: Keyring) -> None:
     assert keyring.revoke("gone").is_revoked
     assert public not in {one.key for one in keyring.identities()}
     assert not keyring.credentials_path("gone").exists()
-    claims = [jwts.read_token(one)["nats"] for one in keyring.accounts().values()]
+    claims = [jwts.read_token(one)["nats"] for one in ServerTokens.of(keyring).accounts.values()]
     revoked = {key: at for one in claims for key, at in one.get("revocations", {}).items()}
     assert revoked[public] >= before
     with pytest.raises(KeyNotFoundError):
