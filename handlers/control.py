@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
+import nats.errors
 from faststream import ContextRepo, FastStream
 from faststream.nats import NatsBroker
 from faststream.nats.security import NatsJWT, NatsSecurity
@@ -29,6 +30,7 @@ from mesh.background import BackgroundTasks
 from mesh.connection import PING_INTERVAL_S, Connection
 from mesh.directory import follow_directory
 from mesh.errors import BrokerUnreachableError, TransportError
+from mesh.nats_client import insist_on_tls
 from mesh.provision import ensure_streams
 from mesh.runtime import describe_process
 from mesh.settings import Settings
@@ -73,6 +75,8 @@ def create_app(
     @asynccontextmanager
     async def lifespan(context: ContextRepo) -> AsyncIterator[None]:
         await _connect(broker)
+        if login.is_encrypted:
+            _insist_on_tls(broker.connection)
         async with control.running(broker.connection, context):
             yield
 
@@ -106,6 +110,13 @@ async def _connect(broker: NatsBroker) -> None:
             f"no broker answered within {CONNECT_LIMIT_S:g} s: start one with `mesh up`, "
             "or set MESH_NATS_URL"
         ) from None
+
+
+def _insist_on_tls(client: Client) -> None:
+    try:
+        insist_on_tls(client)
+    except nats.errors.Error as error:
+        raise BrokerUnreachableError(str(error)) from error
 
 
 class _Control:

@@ -7,6 +7,7 @@ import logging
 from typing import Annotated, Any, Final
 
 import nats.errors
+import orjson
 from faststream import Context, Path
 from faststream.nats import NatsMessage, NatsRouter
 
@@ -21,6 +22,8 @@ from schemas.frame import HistoryRequest, WaitingReceipt, WaitingRequest
 logger = logging.getLogger(__name__)
 
 router = NatsRouter()
+MAX_BYTES: Final = 4 * 1024 * 1024
+"""Of one answer, which this process holds; who asked goes on where it ended."""
 _REPLIES: Final = f"{DIRECT_GET}.{streams.REPLY}"
 Link = Annotated[Connection, Context(LINK)]
 
@@ -38,7 +41,8 @@ async def on_history(
         request = codec.decode(HistoryRequest, message.body, subject=raw.subject)
         if not subjects.is_own_reply(request.next_by_subj, caller):
             raise NotPermittedError(f"these are not answers to {caller}", subject=raw.subject)
-        found = await read_batch(client, _REPLIES, codec.encode(request))
+        bounded = {**request.model_dump(), "max_bytes": MAX_BYTES}
+        found = await read_batch(client, _REPLIES, orjson.dumps(bounded))
     except (MeshError, TimeoutError, nats.errors.Error) as error:
         logger.warning("refused a read of answers to %s: %s", caller[:32], error)
         await client.publish(raw.reply, headers={"Status": "403", "Description": "refused"})

@@ -312,19 +312,22 @@ async def connect(
 ) -> AsyncIterator[MeshClient]:
     """Connect to the mesh, and close the connection at the end.
 
-    `url` and `node` default to the environment (`MESH_NATS_URL`, `MESH_NODE`).
+    `url` and `node` default to the environment (`MESH_NATS_URL`, `MESH_NODE`). In a secure mesh it
+    logs in with MESH_CREDS, or what this machine has, and calls under a name that those allow.
 
     Raises:
         BrokerUnreachableError: there is no broker.
+        CredentialsError: it does not let us in.
         StreamMissingError: the broker has no mesh on it.
         InvalidIdError: `name` is not an id.
     """
-    settings = Settings.from_env()
+    named = {"MESH_NATS_URL": url} if url else {}
+    settings = Settings.from_env({**os.environ, **named})
     subjects.require_id(name, "caller")
-    caller = Caller(id=name, node=node or settings.node, instance=new_instance_id())
     async with (
-        open_connection(url or Login.of(settings), name=f"mesh client {name}") as connection,
+        open_connection(Login.of(settings), name=f"mesh client {name}") as connection,
         follow_directory(connection) as directory,
-        open_client(connection, directory, caller) as client,
     ):
-        yield client
+        caller = Caller(connection.caller(name), node or settings.node, new_instance_id())
+        async with open_client(connection, directory, caller) as client:
+            yield client

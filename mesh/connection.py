@@ -53,6 +53,10 @@ class Connection:
         """Work that may be lost with the connection, and only then."""
         self.elections = Elections(client, self.start_hook)
 
+    def caller(self, name: str) -> str:
+        """Return as whom to call who would be called `name` in an open mesh."""
+        return self.credentials.caller(name) if self.credentials else name
+
     def on_reconnect(self, hook: Hook) -> None:
         """Run `hook` after every reconnect."""
         self._hooks.append(hook)

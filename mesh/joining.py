@@ -38,16 +38,20 @@ async def join_with_token(token: JoinToken, data_dir: Path) -> str:
         BrokerUnreachableError: the hub cannot be reached.
         CredentialsError: what comes of it cannot be kept.
     """
-    authority = data_dir / "joined-ca.pem"
-    if token.authority:
-        write_secret(authority, token.authority)
-    ca = authority if token.authority else None
+    # What this machine has of a mesh stays as it is until another one has let it in.
+    tried = data_dir / "joining-ca.pem"
+    write_secret(tried, token.authority)
     key = KeyPair.new(Kind.USER)
-    url, receipt = await _redeem(Login(token.url, token.credentials, ca), key)
-    path = data_dir / "joined.creds"
+    try:
+        login = Login(token.url, token.credentials, tried if token.authority else None)
+        url, receipt = await _redeem(login, key)
+    finally:
+        tried.unlink()
+    path, ca = data_dir / "joined.creds", data_dir / "joined-ca.pem"
     Credentials.of(receipt.token, key).write(path)
     kept = {"MESH_NATS_URL": url, "MESH_NODE": receipt.node, "MESH_CREDS": str(path)}
-    if ca is not None:
+    if token.authority:
+        write_secret(ca, token.authority)
         kept["MESH_TLS_CA"] = str(ca)
     _keep(data_dir, kept)
     return receipt.node

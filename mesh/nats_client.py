@@ -32,15 +32,9 @@ class MeshNatsClient(Client):
         self._must_encrypt = must_encrypt
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
-        # nats-py 2.16 does what the server asks for, also where the URL says tls://: whoever sits
-        # in between could take the encryption away.
-        is_plain = initial_connection and not (info.get("tls_required") or self._is_wss())
-        if self._must_encrypt and is_plain:
-            raise errors.Error("nats: the broker offers no TLS, which the URL asks for")
+        if initial_connection and self._must_encrypt:
+            _require_tls(self, info)
         await super()._process_info(info, initial_connection)
-
-    def _is_wss(self) -> bool:
-        return self._current_server is not None and self._current_server.uri.scheme == "wss"
 
     async def _connect_to_server(self, s: Any) -> None:
         # nats-py 2.16 forgets the socket of a handshake that failed: one more for each attempt to
@@ -72,6 +66,31 @@ class MeshNatsClient(Client):
     @staticmethod
     def _parse_header_lines(raw: bytes) -> dict[str, str]:
         return decode_headers(raw)
+
+
+def insist_on_tls(client: Client) -> None:
+    """Let a client that somebody else has made say nothing more to a broker that offers no TLS.
+
+    Raises:
+        nats.errors.Error: it is connected to one.
+    """
+    _require_tls(client, client._server_info)
+    process = client._process_info
+
+    async def process_encrypted(info: dict[str, Any], initial_connection: bool = False) -> None:
+        if initial_connection:
+            _require_tls(client, info)
+        await process(info, initial_connection)
+
+    client._process_info = process_encrypted  # type: ignore[method-assign]
+
+
+def _require_tls(client: Client, info: dict[str, Any]) -> None:
+    # nats-py 2.16 does what the server asks for, also where the URL says tls://: whoever sits in
+    # between could take the encryption away.
+    is_wss = client._current_server is not None and client._current_server.uri.scheme == "wss"
+    if not info.get("tls_required") and not is_wss:
+        raise errors.Error("nats: the broker offers no TLS, which the URL asks for")
 
 
 def is_guarded(client: Client) -> bool:

@@ -130,6 +130,8 @@ class Settings:
         """
         data_dir = _data_dir(environ)
         kept = read_kept(data_dir)
+        if environ.get("MESH_NATS_URL", "") not in ("", kept.get("MESH_NATS_URL", "")):
+            kept = {}  # Another broker is named: what is kept is not of that mesh.
         environ = {**kept, **environ}
         read = _Reader(environ)
         url = environ.get("MESH_NATS_URL", "")
@@ -153,7 +155,7 @@ class Settings:
             nats_monitor_url=read.http_url("MESH_NATS_MONITOR_URL", monitor_url),
             api_key=environ.get("MESH_API_KEY", ""),
             data_dir=data_dir,
-            is_joined=bool(kept) and url == kept.get("MESH_NATS_URL"),
+            is_joined=bool(kept),
             keys_folder=keys_dir,
             creds=read.path("MESH_CREDS"),
             tls_ca=read.path("MESH_TLS_CA"),

@@ -101,7 +101,6 @@ class Identity(WireModel):
     role: UserRole
     node: Id | None = None
     speaks_for: tuple[Id, ...] = ()
-    expires_at_s: int | None = None
 
 
 class JoinRequest(WireModel):

@@ -58,10 +58,9 @@ async def _check(agent: str, node: str, method: str, limit_s: float, as_json: bo
     from mesh.trust.login import Login
 
     settings = Settings.from_env()
-    login = Login.of(settings)
     selection = Selection(agent or None, node or None, _method(method), _limit(limit_s))
-    caller = Caller(login.caller(DEFAULT_CALLER), settings.node, new_instance_id())
-    async with open_connection(login, name="mesh check") as connection:
+    async with open_connection(Login.of(settings), name="mesh check") as connection:
+        caller = Caller(connection.caller(DEFAULT_CALLER), settings.node, new_instance_id())
         directory = await load_directory(connection)
         async with open_client(connection, directory, caller) as client:
             test = ConnectionTest(client, connection, _doors(settings), selection)

@@ -79,8 +79,8 @@ async def _start(
         [
             parts.http(settings, url, name="router1", monitor_url=keeper.monitor_url),
             parts.http(node2, url, name="router2", monitor_url=keeper.monitor_url),
-            parts.host("agents1", "node1", url, "handlers.daarwizz:agent", "handlers.echo:agent"),
-            parts.host("agents2", "node2", url, "handlers.solarius:agent"),
+            parts.host("agents1", settings, url, "handlers.daarwizz:agent", "handlers.echo:agent"),
+            parts.host("agents2", node2, url, "handlers.solarius:agent"),
         ]
     )
     typer.echo(f"Two nodes are up after {time.monotonic() - started:.1f} s, broker inside:")

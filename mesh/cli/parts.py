@@ -22,40 +22,43 @@ DOORS: Final = {
 
 def control(settings: Settings, nats_url: str) -> Part:
     """The registrar and the other handlers."""
-    environ = {
-        "MESH_NATS_URL": nats_url,
-        "MESH_NODE": settings.node,
-        **_credentials(settings, CONTROL),
-    }
-    return Part("control", _mesh("up", "control"), environ)
+    return Part("control", _mesh("up", "control"), _environ(settings, nats_url, CONTROL))
 
 
 def http(settings: Settings, nats_url: str, *, name: str = "http", monitor_url: str = "") -> Part:
     """A shim, on the ports of the settings. Without `monitor_url` theirs is the broker's."""
     environ = {
-        "MESH_NATS_URL": nats_url,
-        "MESH_NODE": settings.node,
+        **_environ(settings, nats_url, DOOR),
         "MESH_HTTP_HOST": settings.http_host,
         "MESH_HTTP_PORTS": ",".join(str(port) for port in settings.http_ports),
         "MESH_HTTP_CERT": str(settings.http_cert or ""),
         "MESH_HTTP_KEY": str(settings.http_key or ""),
         "MESH_NATS_MONITOR_URL": monitor_url or settings.nats_monitor_url,
-        **_credentials(settings, DOOR),
     }
     return Part(name, _mesh("up", "http"), environ)
 
 
-def host(name: str, node: str, nats_url: str, *targets: str) -> Part:
+def host(name: str, settings: Settings, nats_url: str, *targets: str) -> Part:
     """An agent host."""
-    environ = {"MESH_NATS_URL": nats_url, "MESH_NODE": node}
-    return Part(name, _mesh("run", *targets), environ)
+    return Part(name, _mesh("run", *targets), _environ(settings, nats_url))
 
 
-def _credentials(settings: Settings, name: str) -> dict[str, str]:
-    """As whom a process of the hub logs in. On a machine that has joined it is the node itself."""
-    if not Keyring.exists(settings.keys_dir):
-        return {}
-    return {"MESH_CREDS": str(Keyring.open(settings.keys_dir).credentials_path(name))}
+def _environ(settings: Settings, nats_url: str, user: str = "") -> dict[str, str]:
+    """What every part is told: nothing that this machine has of another mesh may get in between.
+
+    On the hub of a secure mesh its own processes log in as `user`.
+    """
+    creds = settings.creds
+    if user and Keyring.exists(settings.keys_dir):
+        creds = Keyring.open(settings.keys_dir).credentials_path(user)
+    return {
+        "MESH_NATS_URL": nats_url,
+        "MESH_NODE": settings.node,
+        "MESH_DATA_DIR": str(settings.data_dir),
+        "MESH_KEYS_DIR": str(settings.keys_dir),
+        "MESH_CREDS": str(creds or ""),
+        "MESH_TLS_CA": str(settings.tls_ca or ""),
+    }
 
 
 def _mesh(*arguments: str) -> tuple[str, ...]:

@@ -24,9 +24,8 @@ async def open_session(
         StreamMissingError: the broker has no mesh on it.
         InvalidIdError: `caller` is no id.
     """
-    login = Login.of(settings)
-    identity = Caller(id=login.caller(caller), node=settings.node, instance=new_instance_id())
-    async with open_connection(login, name=f"mesh {caller}") as connection:
+    async with open_connection(Login.of(settings), name=f"mesh {caller}") as connection:
+        identity = Caller(connection.caller(caller), settings.node, new_instance_id())
         directory = await load_directory(connection)
         async with open_client(connection, directory, identity) as client:
             yield client

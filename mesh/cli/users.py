@@ -4,7 +4,6 @@ The keys lie on the hub. What is changed here the broker and the registry are to
 run; else the hub reads it at its start.
 """
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -234,10 +233,12 @@ async def revoke(name: str, as_json: bool) -> bool:
     if not Keyring.exists(settings.keys_dir):
         return False
     keyring = Keyring.open(settings.keys_dir)
+    if was_invited := keyring.take_back(name):
+        typer.echo(f"the invite of {name} is taken back", err=True)
     try:
         gone = keyring.revoke(name)
     except KeyNotFoundError:
-        return False
+        return was_invited
     await tell(settings, keyring, cuts_off=True)
     if as_json:
         print_json(_shown(gone))
@@ -295,8 +296,4 @@ def _shown(one: "User") -> dict[str, Any]:
 
 
 def _state(one: "User") -> str:
-    if one.is_revoked:
-        return "revoked"
-    if one.expires_at_s is not None and one.expires_at_s <= datetime.now(UTC).timestamp():
-        return "expired"
-    return "valid"
+    return "revoked" if one.is_revoked else "valid"

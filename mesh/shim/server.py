@@ -84,7 +84,7 @@ async def serve_on(
         _require_own_node(connection, settings)
         directory = await _follow(stack, connection)
         instance = describe_process(settings.node, Role.HTTP)
-        caller = Caller(_caller_id(connection), settings.node, instance.instance)
+        caller = Caller(connection.caller(CALLER_ID), settings.node, instance.instance)
         client = await stack.enter_async_context(open_client(connection, directory, caller))
         tasks = BackgroundTasks()
         stack.push_async_callback(_leave, connection, instance)
@@ -115,14 +115,6 @@ async def serve_on(
         is_lost = connection.closed.is_set() and not stop.is_set()
     if is_lost:
         raise connection.ending()
-
-
-def _caller_id(connection: Connection) -> str:
-    """The door of the hub is `http`; that of a machine that has joined is the node itself."""
-    credentials = connection.credentials
-    if credentials is None or credentials.is_core:
-        return CALLER_ID
-    return next(iter((*credentials.grant.callers, *credentials.grant.agents)), CALLER_ID)
 
 
 def _certificate(settings: Settings) -> tuple[Path, Path] | None:

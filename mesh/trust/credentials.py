@@ -5,10 +5,11 @@ Kept as the `.creds` files of NATS, which its other clients read, too.
 
 import base64
 import re
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+
+import nats.errors
 
 from mesh.errors import InvalidKeyError
 from mesh.trust.grants import Grant
@@ -17,6 +18,8 @@ from mesh.trust.nkeys import KeyPair
 from mesh.trust.secrets import read_secret, write_secret
 
 _BLOCK: Final = re.compile(r"-----BEGIN [A-Z ]+-----\s+(\S+)\s+-+END [A-Z ]+-+")
+_NONCE: Final = re.compile(r"[A-Za-z0-9_+/=-]{1,64}")
+"""One line: a request that is signed has many (`mesh.signatures`)."""
 _FORM: Final = """\
 -----BEGIN NATS USER JWT-----
 {token}
@@ -39,8 +42,6 @@ class Credentials:
     grant: Grant
     is_core: bool
     """Whether it is of the account that may do everything."""
-    expires_s: int | None
-    """When the server ends its connections, as a Unix time."""
     token: str = field(repr=False)
     key: KeyPair = field(repr=False)
 
@@ -54,13 +55,11 @@ class Credentials:
         claims = read_token(token)
         if claims.get("sub") != key.public:
             raise InvalidKeyError("the token and the seed of these credentials do not fit")
-        nats: dict[str, Any] = claims.get("nats") or {}
-        expires_s = claims.get("exp")
+        said: dict[str, Any] = claims.get("nats") or {}
         return cls(
             name=str(claims.get("name", "")),
-            grant=Grant.of_tags(nats.get("tags") or ()),
-            is_core="issuer_account" not in nats,
-            expires_s=int(expires_s) if expires_s is not None else None,
+            grant=Grant.of_tags(said.get("tags") or ()),
+            is_core="issuer_account" not in said,
             token=token,
             key=key,
         )
@@ -99,15 +98,24 @@ class Credentials:
         """
         write_secret(path, _FORM.format(token=self.token, name=self.name, seed=self.key.seed()))
 
-    @property
-    def is_expired(self) -> bool:
-        """Whether their time is over, by this machine's clock."""
-        return self.expires_s is not None and self.expires_s <= time.time()
+    def caller(self, name: str) -> str:
+        """Return as whom to call who would be called `name` in an open mesh."""
+        grant = self.grant
+        if self.is_core or name in grant.speakers:
+            return name
+        return next(iter((*grant.callers, *grant.agents)), name)
 
     def show_token(self) -> bytes:
         """Give a NATS client the token."""
         return self.token.encode()
 
     def answer(self, nonce: str) -> bytes:
-        """Give a NATS client the proof, over what the server has made up, that the key is here."""
+        """Give a NATS client the proof, over what the server has made up, that the key is here.
+
+        Raises:
+            nats.errors.Error: that is nothing that a server makes up. The same key signs requests
+                and the server chooses the text: it could have itself a request signed.
+        """
+        if not _NONCE.fullmatch(nonce):
+            raise nats.errors.Error("nats: the broker asks for a signature of something else")
         return base64.b64encode(self.key.sign(nonce.encode()))

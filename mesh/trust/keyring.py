@@ -14,7 +14,7 @@ import fcntl
 import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -25,9 +25,7 @@ from mesh.errors import CredentialsError, InvalidInputError, JoinRefusedError, K
 from mesh.subjects import require_id
 from mesh.trust import jwts
 from mesh.trust.credentials import Credentials
-from mesh.trust.grants import (
-    Grant,
-)
+from mesh.trust.grants import Grant
 from mesh.trust.invites import Invite
 from mesh.trust.nkeys import KeyPair, Kind, require_public
 from mesh.trust.secrets import make_folder, read_secret, write_secret
@@ -102,7 +100,7 @@ class Keyring:
         public = {name: key.public for name, key in keys.items()}
         made = cls(folder, public, tuple(hosts), keys)
         for name, role in _OWN.items():
-            made._issue_own(name, role)
+            made._issue(name, role, Grant(callers=(name,)), revoked={})
         made._write_system()
         # Last: a folder without it holds no keyring.
         index = _Index(made_at_s=int(time.time()), public=public, hosts=made.hosts)
@@ -136,8 +134,8 @@ class Keyring:
         write_secret(path, index.model_dump_json(indent=2))
         return Keyring(self.folder, self.public, index.hosts, self._keys)
 
-    def issue(self, name: str, role: UserRole, grant: Grant, *, public: str = "") -> User:
-        """Let somebody in; `public` is his own key, else one is made with his credentials.
+    def issue(self, name: str, role: UserRole, grant: Grant) -> User:
+        """Let somebody in, and make his credentials.
 
         Raises:
             InvalidIdError: a name is none.
@@ -147,27 +145,17 @@ class Keyring:
         _require_grant(name, grant)
         with self._locked():
             self._require_free(name, grant)
-            before = self._find(name)
-            self._require_new(name)
-            return self._issue(name, role, grant, public, _revoked(before) if before else {})
+            return self._issue(name, role, grant, revoked=self._require_new(name))
 
-    def _issue(
-        self, name: str, role: UserRole, grant: Grant, public: str, revoked: dict[str, int]
-    ) -> User:
-        key = None if public else KeyPair.new(Kind.USER)
-        user = User(
-            name=name,
-            public=key.public if key else public,
-            role=role,
-            node=grant.node,
-            agents=grant.agents,
-            subscriptions=grant.subscriptions,
-            callers=grant.callers,
-            issued_at_s=int(time.time()),
-            revoked=revoked,
-        )
-        if key:
-            Credentials.of(self.token(user), key).write(self.credentials_path(name))
+    def _issue(self, name: str, role: UserRole, grant: Grant, *, revoked: dict[str, int]) -> User:
+        key = KeyPair.new(Kind.USER)
+        user = _user(name, key.public, role, grant, revoked)
+        if user.is_core:
+            account = self.secret(Secret.CORE)
+            token = jwts.unlimited_token(account, name, key.public, tags=grant.tags)
+        else:
+            token = self.token(user)
+        Credentials.of(token, key).write(self.credentials_path(name))
         self._save(user)
         return user
 
@@ -179,7 +167,6 @@ class Keyring:
             user.name,
             user.public,
             tags=user.grant.tags,
-            expires_s=user.expires_at_s,
         )
 
     def invite(self, grant: Grant, *, lifetime_s: float) -> tuple[Invite, Credentials]:
@@ -201,6 +188,7 @@ class Keyring:
         with self._locked():
             self._require_free(grant.node, replace(grant, callers=(grant.node,)))
             self._require_new(grant.node)
+            self._forget_invites(lambda old: old.expires_at_s <= time.time())
             self._save_invite(invite)
         key = KeyPair.new(Kind.USER)
         token = jwts.user_token(
@@ -226,7 +214,9 @@ class Keyring:
             path = self._invite_path(invite_id)
             invite = Invite.load(path) if path.exists() else None
             if invite is None or invite.expires_at_s <= time.time():
-                raise JoinRefusedError("this join token has expired: ask for a new one")
+                raise JoinRefusedError(
+                    "this join token has expired, or was taken back: ask for a new one"
+                )
             if invite.used_by:
                 if invite.used_by == public and (user := self._find(invite.node)) is not None:
                     return user
@@ -234,12 +224,19 @@ class Keyring:
             node = invite.node
             grant = Grant(node, invite.agents, invite.subscriptions, callers=(node,))
             self._require_free(node, grant)
-            self._require_new(node)
-            before = self._find(node)
-            revoked = _revoked(before) if before else {}
-            user = self._issue(node, UserRole.NODE, grant, public, revoked)
+            user = _user(node, public, UserRole.NODE, grant, self._require_new(node))
+            self._save(user)
             self._save_invite(invite.model_copy(update={"used_by": public}))
             return user
+
+    def take_back(self, node: str) -> bool:
+        """Let in nobody any more who was invited under a name; tell whether anybody was.
+
+        Raises:
+            CredentialsError: the keyring cannot be read or written.
+        """
+        with self._locked():
+            return self._forget_invites(lambda one: one.node == node and not one.used_by)
 
     def revoke(self, name: str) -> User:
         """Let somebody in no more; servers are to be told.
@@ -272,9 +269,7 @@ class Keyring:
             user = self.user(name)
             if user.is_revoked:
                 raise KeyNotFoundError(f"{name} is revoked: issue it again", key=name)
-            if user.is_core:
-                return self._issue_own(name, user.role, revoked=_revoked(user))
-            return self._issue(name, user.role, user.grant, "", _revoked(user))
+            return self._issue(name, user.role, user.grant, revoked=_revoked(user))
 
     def users(self) -> list[User]:
         """Return everybody, also who is revoked, by name."""
@@ -321,30 +316,12 @@ class Keyring:
             if may_run and not user.is_revoked and path.exists():
                 return path
         named = " ".join(agents)
+        name = f" --name {'-'.join(agents)[:32].strip('-_')}" if len(agents) > 1 else ""
         raise CredentialsError(
             f"there are no credentials to run {', '.join(agents)} on {node}: make them with "
-            f"`mesh keys agent {named} --node {node}`",
+            f"`mesh keys agent {named} --node {node}{name}`",
             path=str(self.folder / "creds"),
         )
-
-    def _issue_own(
-        self, name: str, role: UserRole, *, revoked: dict[str, int] | None = None
-    ) -> User:
-        key = KeyPair.new(Kind.USER)
-        user = User(
-            name=name,
-            public=key.public,
-            role=role,
-            callers=(name,),
-            issued_at_s=int(time.time()),
-            revoked=revoked or {},
-        )
-        token = jwts.unlimited_token(
-            self.secret(Secret.CORE), name, key.public, tags=user.grant.tags
-        )
-        Credentials.of(token, key).write(self.credentials_path(name))
-        self._save(user)
-        return user
 
     def _write_system(self) -> None:
         key = KeyPair.new(Kind.USER)
@@ -366,7 +343,8 @@ class Keyring:
         if name in (*_OWN, SYSTEM):
             raise InvalidInputError(f"{name} is a process of the hub: take another name")
 
-    def _require_new(self, name: str) -> None:
+    def _require_new(self, name: str) -> dict[str, int]:
+        """Check that nobody is called so now, and return the keys of who was."""
         before = self._find(name)
         if before and not before.is_revoked:
             raise InvalidInputError(
@@ -374,9 +352,17 @@ class Keyring:
                 f"ones, `mesh keys revoke {name}` ends them; or take another name",
                 field="name",
             )
+        return before.revoked if before else {}
 
     def _invite_path(self, invite_id: str) -> Path:
         return self.folder / "invites" / f"{require_id(invite_id, 'invite')}.json"
+
+    def _forget_invites(self, is_meant: Callable[[Invite], bool]) -> bool:
+        paths = (self.folder / "invites").glob("*.json")
+        found = [path for path in paths if is_meant(Invite.load(path))]
+        for path in found:
+            path.unlink()
+        return bool(found)
 
     def _save_invite(self, invite: Invite) -> None:
         write_secret(self._invite_path(invite.id), invite.model_dump_json(indent=2))
@@ -403,6 +389,20 @@ class Keyring:
             yield
         finally:
             os.close(lock)
+
+
+def _user(name: str, public: str, role: UserRole, grant: Grant, revoked: dict[str, int]) -> User:
+    return User(
+        name=name,
+        public=public,
+        role=role,
+        node=grant.node,
+        agents=grant.agents,
+        subscriptions=grant.subscriptions,
+        callers=grant.callers,
+        issued_at_s=int(time.time()),
+        revoked=revoked,
+    )
 
 
 def _revoked(user: User) -> dict[str, int]:

@@ -105,23 +105,6 @@ class Login:
         user = self.credentials.name if self.credentials else _user(self.servers[0])
         return f"{OPEN_INBOX_PREFIX}_{user}"
 
-    def caller(self, name: str) -> str:
-        """Return as whom to call who would be called `name` in an open mesh.
-
-        Raises:
-            CredentialsError: the credentials are of nobody who may call.
-        """
-        if self.credentials is None or self.credentials.is_core:
-            return name
-        grant = self.credentials.grant
-        if name in grant.speakers:
-            return name
-        for one in (*grant.callers, *grant.agents):
-            return one
-        raise CredentialsError(
-            f"the credentials of {self.credentials.name} do not allow to call anybody", path=""
-        )
-
     def tls_context(self) -> ssl.SSLContext | None:
         """Return what checks the broker's certificate; None where nothing is encrypted.
 

@@ -43,7 +43,6 @@ class User(KeyringFile):
     subscriptions: tuple[str, ...] = ()
     callers: tuple[str, ...] = ()
     issued_at_s: int
-    expires_at_s: int | None = None
     revoked: dict[str, int] = {}
     """Keys of this user that count no more, and since when."""
 
@@ -71,5 +70,4 @@ class User(KeyringFile):
             role=self.role,
             node=self.node or None,
             speaks_for=tuple(sorted(self.grant.speakers)),
-            expires_at_s=self.expires_at_s,
         )

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,6 +13,7 @@ import httpx2
 import orjson
 import pytest
 
+from mesh.trust.invites import JoinToken
 from tests.acceptance.conftest import Mesh, clean_environ, run_mesh, running_mesh, start_mesh
 from tests.brokers import free_port
 from tests.conftest import until
@@ -155,6 +156,33 @@ async def test_a_machine_that_is_revoked(hub: Hub, tmp_path: Path) -> None:
     assert (await run_mesh("agents", environ=environ)).code == 0
 
 
+async def test_what_is_kept_is_of_one_mesh(hub: Hub, mesh: Mesh, tmp_path: Path) -> None:
+    """A token that is refused changes nothing of it, and another broker has nothing of it."""
+    environ = laptop(tmp_path)
+    token = await hub.invite("node-kept")
+    assert (await run_mesh("join", "--only-keep", token, environ=environ)).code == 0
+    authority = tmp_path / "laptop" / "joined-ca.pem"
+    before = authority.read_bytes()
+    other = JoinToken.parse(token)
+    changed = replace(other, authority=await strangers_authority(tmp_path / "stranger"))
+    for refused in (token, changed.text()):
+        assert (await run_mesh("join", refused, environ=environ)).code != 0
+    assert authority.read_bytes() == before
+    assert (await run_mesh("nodes", environ=environ)).code == 0
+    elsewhere = {**environ, "MESH_NATS_URL": mesh.nats_url}
+    assert (await run_mesh("send", "echo", "hi", environ=elsewhere)).out == "hi\n"
+
+
+async def test_an_invite_is_taken_back(hub: Hub, tmp_path: Path) -> None:
+    """By the name that it is for."""
+    token = await hub.invite("node-unwanted")
+    done = await hub.mesh.run("keys", "revoke", "node-unwanted")
+    assert (done.code, done.err) == (0, "the invite of node-unwanted is taken back\n")
+    told = await run_mesh("join", token, environ=laptop(tmp_path))
+    assert told.code == 4
+    assert "taken back" in told.err
+
+
 async def test_a_token_that_expires(hub: Hub, tmp_path: Path) -> None:
     """The broker does not let it in any more."""
     token = await hub.invite("node-late", "--expires", "1s")
@@ -171,8 +199,8 @@ async def test_what_is_no_token(hub: Hub, tmp_path: Path) -> None:
     packed = token.removeprefix("mesh-join-")
     body = orjson.loads(base64.urlsafe_b64decode(packed + "=" * (-len(packed) % 4)))
     # A hub of somebody else, whose certificate this authority has not signed.
-    stranger = {**body, "ca": (await strangers_authority(tmp_path / "stranger"))}
-    changed = "mesh-join-" + base64.urlsafe_b64encode(orjson.dumps(stranger)).decode()
+    authority = await strangers_authority(tmp_path / "stranger")
+    changed = replace(JoinToken.parse(token), authority=authority).text()
     for text, code, hint in (
         ("hello", 4, "no join token"),
         (token[:-10], 4, "no join token"),
@@ -203,6 +231,10 @@ async def test_nothing_is_said_to_a_broker_without_tls(hub: Hub, tmp_path: Path)
         told = await run_mesh("join", token, environ=laptop(tmp_path))
         assert told.code == 6
         assert "offers no TLS" in told.err
+        control = await plain.run("up", "control", MESH_NATS_URL=f"tls://127.0.0.1:{port}")
+        assert control.code == 6
+        assert "offers no TLS" in control.err
+        assert "Traceback" not in control.err
 
 
 async def test_the_hub_joins_nobody(hub: Hub) -> None:

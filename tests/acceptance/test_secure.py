@@ -66,6 +66,13 @@ async def test_everything_works_and_says_so(secure: Mesh) -> None:
     assert (await secure.run("doctor", **options)).code == 0
 
 
+async def test_the_demo_has_nothing_to_do_with_it(secure: Mesh) -> None:
+    """On the machine of a hub it is an open mesh of its own."""
+    shown = await run_mesh("demo", "--once", environ=secure.environ)
+    assert shown.code == 0, shown.err
+    assert shown.out.count("I asked solarius") == 3
+
+
 async def test_who_shows_nothing_is_told_what_to_do(secure: Mesh, tmp_path: Path) -> None:
     """One line, with the next step, and an exit code of its own."""
     told = await secure.run("send", "echo", "x", MESH_DATA_DIR=str(tmp_path))

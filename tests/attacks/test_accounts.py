@@ -22,7 +22,7 @@ from mesh.connection import Connection, open_connection
 from mesh.dead_letters import Reason, read_letters
 from mesh.directory import Directory, follow_directory
 from mesh.errors import BrokerUnreachableError
-from mesh.history import read_last
+from mesh.history import read_history, read_last
 from mesh.inbox import ReplyInbox
 from mesh.registry import beat
 from mesh.runtime import describe_process
@@ -285,6 +285,16 @@ async def test_a_history_is_of_own_calls_only(
     told = await mallory.request("registry.history.c", body % pattern.encode(), timeout=5)
     assert told.headers == {"Status": "403", "Description": "refused"}
     assert told.data == b""
+
+
+async def test_a_long_history_comes_in_parts(core: Connection, connection: Connection) -> None:
+    """More than the control plane holds at once: who asks goes on where it ended."""
+    subject = "agent.ann.reply.i.long.b"
+    for number in range(8):
+        await core.publisher.publish(subject, bytes(900_000), {h.TTL: "60", h.SEQ: str(number)})
+    found = await read_history(connection, streams.REPLY, subject)
+    assert [one.headers[h.SEQ] for one in found] == [str(number) for number in range(8)]
+    assert {len(one.body) for one in found} == {900_000}
 
 
 async def test_whether_anothers_request_waits_is_not_told(

@@ -10,7 +10,7 @@ import pytest
 from mesh import Agent, CallContext, ChatRequest
 from mesh import headers as h
 from mesh.callers import Caller, new_instance_id
-from mesh.client import MeshClient, open_client
+from mesh.client import MeshClient, connect, open_client
 from mesh.connection import open_connection
 from mesh.directory import follow_directory
 from mesh.enrolment import cut_off, enrol
@@ -84,6 +84,15 @@ async def test_who_asks_is_proven(secure: Secure) -> None:
     async with secure.client("ann") as ann:
         assert (await ann.ask("b", "x", timeout_s=5)).text == "ann on ?, proven: True"
         assert (await ann.ask("c", "b x", timeout_s=5)).text == "c on node2, proven: True"
+
+
+async def test_the_python_api_calls_as_its_user(
+    secure: Secure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`mesh.connect()` knows the credentials, and calls under a name that they allow."""
+    monkeypatch.setenv("MESH_CREDS", str(secure.accounts.keyring.credentials_path("ann")))
+    async with connect(secure.accounts.url) as client:
+        assert (await client.ask("b", "x", timeout_s=5)).text == "ann on ?, proven: True"
 
 
 async def test_nobody_is_asked_for_in_another_name(secure: Secure) -> None:

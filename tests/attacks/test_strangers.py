@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +10,15 @@ from urllib.parse import urlsplit
 
 import nats
 import nats.errors
+import orjson
 import pytest
 from nats.aio.msg import Msg
 
+from mesh import headers as h
 from mesh.connection import open_connection
 from mesh.errors import BrokerUnreachableError, CredentialsError, JoinRefusedError, TrustError
 from mesh.joining import join_with_token
+from mesh.signatures import signed_text
 from mesh.trust import jwts
 from mesh.trust.credentials import Credentials
 from mesh.trust.grants import Grant
@@ -27,6 +30,8 @@ from schemas.registry import UserRole
 from tests.accounts.mesh import DENIED, answered
 from tests.accounts.server import Accounts, accounts_server
 from tests.conftest import control_plane
+
+Listener = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +145,15 @@ async def test_of_two_with_the_same_token_one_gets_in(accounts: Accounts, tmp_pa
     assert len([one for one in folders if (one / "joined.json").exists()]) == 1
 
 
+async def test_an_invite_is_taken_back(accounts: Accounts, tmp_path: Path) -> None:
+    """Before it was used; who was let in by then is somebody to be revoked."""
+    token = invite(accounts, "unwanted")
+    assert accounts.keyring.take_back("unwanted")
+    with pytest.raises(JoinRefusedError, match="taken back"):
+        await join_with_token(token, tmp_path)
+    assert not accounts.keyring.take_back("unwanted")
+
+
 async def test_an_answer_that_got_lost(accounts: Accounts) -> None:
     """The same machine may ask again, with the key that it has made; another key may not."""
     token = invite(accounts, "lossy")
@@ -212,6 +226,35 @@ async def test_keys_of_another_mesh_sign_nothing_here(accounts: Accounts, tmp_pa
         assert await refused(accounts, Credentials.read(other.credentials_path(name)))
 
 
+async def lure(accounts: Accounts, listen: Listener) -> Login:
+    """Let a host come to a server of the attacker's."""
+    server = await asyncio.start_server(listen, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    login = replace(accounts.login("host1"), url=f"nats://127.0.0.1:{port}")
+    with suppress(BrokerUnreachableError):
+        async with open_connection(login, name="lured"):
+            pass
+    server.close()
+    return login
+
+
+async def test_a_server_gets_no_request_signed(accounts: Accounts) -> None:
+    """The key that logs in signs requests, too, and a server chooses what is signed at a login."""
+    headers = {h.SOURCE_AGENT: "a", h.CORRELATION_ID: "c", h.REPLY_TO: "agent.a.reply.i.c.b"}
+    wanted = signed_text("agent.b.inbox", headers, b"evil").decode()
+    seen: list[bytes] = []
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        info = {"server_id": "x", "max_payload": 1_048_576, "headers": True, "nonce": wanted}
+        writer.write(b"INFO " + orjson.dumps({**info, "auth_required": True}) + b"\r\n")
+        with suppress(ConnectionError):
+            seen.append(await reader.readline())
+        writer.close()
+
+    await lure(accounts, listen)
+    assert seen == [b""]
+
+
 async def test_a_server_that_asks_for_nothing_learns_nothing(
     accounts: Accounts, nats_url: str
 ) -> None:
@@ -224,13 +267,7 @@ async def test_a_server_that_asks_for_nothing_learns_nothing(
             seen.append(await reader.readline())
         writer.close()
 
-    server = await asyncio.start_server(listen, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    login = replace(accounts.login("host1"), url=f"nats://127.0.0.1:{port}")
-    with suppress(BrokerUnreachableError):
-        async with open_connection(login, name="lured"):
-            pass
-    server.close()
+    login = await lure(accounts, listen)
     assert seen
     assert login.credentials is not None
     assert login.credentials.token.encode() not in seen[0]
