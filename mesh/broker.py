@@ -1,13 +1,12 @@
 """The broker inside: finds, checks, starts and stops a real nats-server.
 
-`nats/hub.conf` is its configuration. Does not connect to it, declares no streams, and does not
-start it again when it dies: whoever opened it sees that through `EmbeddedBroker.wait`.
+`mesh.broker_setup` chooses its configuration. Does not connect to it, declares no streams, and does
+not start it again when it dies: whoever opened it sees that through `EmbeddedBroker.wait`.
 """
 
 import asyncio
 import fcntl
 import http.client
-import ipaddress
 import json
 import os
 import re
@@ -23,17 +22,15 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from mesh.broker_setup import prepare
 from mesh.child import Child
 from mesh.errors import (
     DataDirError,
     EmbeddedBrokerError,
     PortInUseError,
     ServerBinaryError,
-    SettingsError,
 )
 from mesh.settings import EVERY_ADDRESS, Settings, server_certificate
-from mesh.trust.keyring import Keyring
-from mesh.trust.server_tokens import ServerTokens
 
 OnLog = Callable[[str, str], None]
 MINIMUM_VERSION: Final = (2, 14, 0)
@@ -85,7 +82,7 @@ async def embedded_broker(
     log = _ServerLog(on_log)
     async with _claim(settings.data_dir, log) as lock:
         _check_ports(settings)
-        setup = _prepare(settings)
+        setup = prepare(settings)
         command = (server, "-c", setup.conf, "--ports_file_dir", settings.data_dir)
         environ = {**os.environ, **setup.variables}
         async with _run(command, log, environ=environ, pass_fds=(lock,)) as child:
@@ -214,82 +211,6 @@ def _bad_port(port: int, settings: Settings, reason: str) -> PortInUseError:
     message = f"port {port} cannot be used ({reason}); perhaps `mesh up` already runs: set {name}"
     choice = "to another one (0: any free one), or MESH_NATS_URL to the broker to use"
     return PortInUseError(f"{message} {choice}", port=port)
-
-
-@dataclass(frozen=True, slots=True)
-class _Setup:
-    """A configuration, and what it asks the environment for."""
-
-    conf: Path
-    variables: Mapping[str, str]
-
-
-def _prepare(settings: Settings) -> _Setup:
-    """Choose the configuration, and give the server the accounts of a secure mesh."""
-    # The wheel carries the files inside the package, a checkout beside it.
-    folders = (Path(__file__).parent / "nats_conf", Path(__file__).parents[1] / "nats")
-    folder = next(one for one in folders if one.exists())
-    variables = {
-        "HUB_NAME": _quoted(settings.node),
-        "HUB_HOST": _quoted(settings.nats_host),
-        "HUB_PORT": str(settings.nats_port or -1),
-        "HUB_MONITOR": _quoted(f"127.0.0.1:{settings.nats_monitor_port or -1}"),
-        "HUB_DATA_DIR": _quoted(str(settings.data_dir)),
-        "HUB_SYNC_INTERVAL": _quoted(settings.sync_interval),
-    }
-    _require_protected(settings)
-    if not Keyring.exists(settings.keys_dir):
-        return _Setup(folder / "hub.conf", variables)
-    tokens = ServerTokens.of(Keyring.open(settings.keys_dir))
-    accounts = settings.data_dir / "accounts"
-    tokens.write_accounts(accounts)
-    variables |= {
-        "HUB_OPERATOR": tokens.operator,
-        "HUB_SYSTEM_ACCOUNT": tokens.system_account,
-        "HUB_ACCOUNTS_DIR": _quoted(str(accounts)),
-    }
-    certificate = server_certificate(settings.keys_dir)
-    if not certificate.exists():
-        return _Setup(folder / "secure" / "hub.conf", variables)
-    variables |= {
-        "HUB_TLS_CERT": _quoted(str(certificate)),
-        "HUB_TLS_KEY": _quoted(str(certificate.with_suffix(".key"))),
-    }
-    if not settings.websocket_port:
-        return _Setup(folder / "secure" / "tls.conf", variables)
-    variables["HUB_WEBSOCKET"] = _quoted(f"{settings.nats_host}:{settings.websocket_port}")
-    return _Setup(folder / "secure" / "websocket.conf", variables)
-
-
-def _require_protected(settings: Settings) -> None:
-    """Listen beyond loopback only where who comes is asked who he is, and nothing is readable."""
-    if settings.is_open_to_network or _is_loopback(settings.nats_host):
-        return
-    hint = "or say that all this is meant: `mesh up --open-to-network`"
-    if not Keyring.exists(settings.keys_dir):
-        raise SettingsError(
-            f"MESH_NATS_HOST={settings.nats_host} would let everybody on the network do "
-            f"everything: make keys first, `mesh keys init --host NAME`; {hint}",
-            variable="MESH_NATS_HOST",
-        )
-    if not server_certificate(settings.keys_dir).exists():
-        raise SettingsError(
-            f"MESH_NATS_HOST={settings.nats_host} would let everybody on the network read "
-            f"everything: make a certificate first, `mesh keys certificate NAME`; {hint}",
-            variable="MESH_NATS_HOST",
-        )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _quoted(text: str) -> str:
-    # nats-server parses the value: without quotes a space would end it, and 2m be a number.
-    return '"' + re.sub(r'[\\"\x00-\x1f]', lambda found: f"\\x{ord(found[0]):02x}", text) + '"'
 
 
 async def _ready(

@@ -5,10 +5,10 @@ and ten messages come in 1.5 ms.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import nats.errors
 import orjson
@@ -25,12 +25,15 @@ from mesh.errors import (
     StreamMissingError,
     TransportError,
 )
-from mesh.nats_client import is_guarded
+from mesh.nats_client import is_clustered, is_guarded
 from mesh.silence import explain
 from mesh.streams import REGISTRY, REPLY
 
+Answer = TypeVar("Answer")
+
 DIRECT_GET: Final = "$JS.API.DIRECT.GET"
 BATCH: Final = 1_000
+LEADER_PAUSE_S: Final = 0.25
 TIMEOUT_S: Final = 5.0
 LAG_PAUSE_S: Final = 0.01
 
@@ -103,12 +106,16 @@ async def read_last(connection: Connection, stream: str, subject: str) -> Stored
     """
     _require_readable(connection, stream)
     request = f"{DIRECT_GET}.{stream}.{subject}"
-    try:
-        answer = await connection.client.request(request, timeout=TIMEOUT_S)
-    except nats.errors.NoRespondersError as error:
-        raise await explain(connection.client, _missing(stream), subject) from error
-    except nats.errors.Error as error:
-        raise BrokerUnreachableError(f"cannot read {stream}: {error}") from error
+
+    async def ask() -> Msg:
+        try:
+            return await connection.client.request(request, timeout=TIMEOUT_S)
+        except nats.errors.NoRespondersError as error:
+            raise _missing(stream) from error
+        except nats.errors.Error as error:
+            raise BrokerUnreachableError(f"cannot read {stream}: {error}") from error
+
+    answer = await _answered(connection, subject, ask)
     headers = answer.headers or {}
     status = _status(headers)
     if status == "404":
@@ -233,14 +240,35 @@ async def _read_batch(
         if connection.credentials and caller not in connection.credentials.grant.speakers:
             raise _not_ours(stream)
         target = subjects.history(caller)
-    try:
-        return _collect(await read_batch(client, target, request), stream)
-    except StreamMissingError as error:
-        raise await explain(client, error, subject) from error
-    except TimeoutError:
-        raise BrokerUnreachableError(f"reading {stream}: no answer in {TIMEOUT_S:g} s") from None
-    except nats.errors.Error as error:
-        raise BrokerUnreachableError(f"reading {stream}: {error}") from error
+
+    async def ask() -> tuple[list[StoredMessage], int]:
+        try:
+            return _collect(await read_batch(client, target, request), stream)
+        except TimeoutError:
+            late = f"reading {stream}: no answer in {TIMEOUT_S:g} s"
+            raise BrokerUnreachableError(late) from None
+        except nats.errors.Error as error:
+            raise BrokerUnreachableError(f"reading {stream}: {error}") from error
+
+    return await _answered(connection, subject, ask)
+
+
+async def _answered(
+    connection: Connection, subject: str, ask: Callable[[], Awaitable[Answer]]
+) -> Answer:
+    """Ask until somebody answers: of a cluster nobody may, for a moment, between two leaders.
+
+    Raises what `ask` raises; where nobody answers, what `explain` makes of it.
+    """
+    deadline = asyncio.get_running_loop().time() + TIMEOUT_S
+    while True:
+        try:
+            return await ask()
+        except StreamMissingError as error:
+            is_late = asyncio.get_running_loop().time() > deadline
+            if is_late or not is_clustered(connection.client):
+                raise await explain(connection.client, error, subject) from error
+        await asyncio.sleep(LEADER_PAUSE_S)
 
 
 def _require_readable(connection: Connection, stream: str) -> None:

@@ -28,7 +28,7 @@ from mesh.errors import (
     TransportError,
 )
 from mesh.nats_client import is_clustered
-from mesh.silence import STALLED, explain, is_alive
+from mesh.silence import LEADERLESS, STALLED, explain, is_alive
 
 ACK_TIMEOUT_S: Final = 5.0
 HEADROOM_BYTES: Final = 4096
@@ -233,7 +233,7 @@ class Publisher:
         outcome = _read_ack(message)
         if isinstance(outcome, StreamMissingError) and is_clustered(self._client):
             # Only the leader of a stream listens, and between two leaders nobody does.
-            outcome = AckLostError("no server of the cluster leads the stream at the moment")
+            outcome = AckLostError(LEADERLESS)
         if isinstance(outcome, PubAck):
             waiting.future.set_result(outcome)
         else:

@@ -14,11 +14,12 @@ from nats.aio.client import Client
 from nats.js.errors import APIError
 
 from mesh.errors import BrokerUnreachableError, StreamMissingError, TransportError
-from mesh.nats_client import is_guarded
+from mesh.nats_client import is_clustered, is_guarded
 
 STALLED: Final = (
     "the broker is there and stores nothing, perhaps since its disk was full: `mesh doctor` tells"
 )
+LEADERLESS: Final = "no server of the cluster leads the stream at the moment"
 NEW_S: Final = 10.0
 ALIVE_S: Final = 2.0
 """How quickly a broker answers that is there."""
@@ -36,18 +37,20 @@ async def is_alive(client: Client) -> bool:
 async def explain(client: Client, error: StreamMissingError, subject: str) -> TransportError:
     """Return what it means that nobody answers for `subject` (wildcards allowed).
 
-    `error` where there is no stream, or this user may not ask; else the stream was stopped.
+    `error` where there is no stream, or this user may not ask; else the stream was stopped, or is
+    led by nobody for the moment.
     """
     if is_guarded(client):
         return error
+    silent = BrokerUnreachableError(LEADERLESS if is_clustered(client) else STALLED)
     try:
         name = await client.jsm(timeout=ALIVE_S).find_stream_name_by_subject(subject)
         info = await client.request(f"$JS.API.STREAM.INFO.{name}", timeout=ALIVE_S)
     except nats.errors.TimeoutError:  # A stream that was stopped does not answer this either.
-        return BrokerUnreachableError(STALLED)
+        return silent
     except (APIError, nats.errors.Error):
         return error
-    return error if _is_new(info.data) else BrokerUnreachableError(STALLED)
+    return error if _is_new(info.data) else silent
 
 
 def _is_new(info: bytes) -> bool:

@@ -53,6 +53,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
                 "mesh.pings",
                 "mesh.requests",
                 "mesh.broker",
+                "mesh.broker_setup",
                 "mesh.supervisor",
             }
         ),
