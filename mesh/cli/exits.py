@@ -33,6 +33,7 @@ NOT_ALLOWED: Final = 4
 TIMEOUT: Final = 5
 NO_BROKER: Final = 6
 INTERRUPTED: Final = 130
+CANCEL_AGAIN_S: Final = 1.0
 
 _CODES: Final[tuple[tuple[type[MeshError], int], ...]] = (
     (InvalidInputError, USAGE),
@@ -74,7 +75,7 @@ def run(work: Coroutine[Any, Any, Any], *, as_json: bool = False) -> Any:
     # It warns of nats-py at the end of every connection with TLS.
     logging.getLogger("asyncio").setLevel(logging.ERROR)
     try:
-        return asyncio.run(work)
+        return asyncio.run(_until_cancelled(work))
     except MeshError as error:
         fail(error, as_json=as_json)
     except KeyboardInterrupt:
@@ -83,6 +84,20 @@ def run(work: Coroutine[Any, Any, Any], *, as_json: bool = False) -> Any:
         # Whoever read our output has had enough.
         sys.stderr.close()
         raise SystemExit(FAILED) from None
+
+
+async def _until_cancelled(work: Coroutine[Any, Any, Any]) -> Any:
+    """Await work, and cancel it until it ends: `asyncio.wait_for` before Python 3.12, in which all
+    of nats-py's requests wait, swallows a cancel that comes together with its result.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({task})
+    finally:
+        while not task.done():
+            task.cancel()
+            await asyncio.wait({task}, timeout=CANCEL_AGAIN_S)
+    return task.result()
 
 
 def plain(text: str) -> str:
