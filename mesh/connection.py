@@ -21,6 +21,7 @@ from mesh.nats_client import MeshNatsClient
 from mesh.publisher import Publisher
 from mesh.trust.credentials import Credentials
 from mesh.trust.login import Login
+from mesh.uplink import has_uplink, watch_uplink
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,8 @@ class Connection:
         await self.publisher.start()
         await self.elections.start()
         self.tasks.start(self.publisher.expire_forever())
+        if has_uplink(self.client):
+            self.tasks.start(watch_uplink(self.client, self.reconnected))
 
     async def require_connected(self, patience_s: float) -> None:
         """Wait for a lost connection to come back.

@@ -34,6 +34,7 @@ KNOWN_VARIABLES: Final = {
     "MESH_OPEN_TO_NETWORK": "'yes' lets everybody on the network do everything",
     "MESH_NATS_PORT": "port of the embedded broker (0: any free one)",
     "MESH_NATS_WEBSOCKET_PORT": "port of the embedded broker for WebSockets; 0: none",
+    "MESH_NATS_LEAF_PORT": "port of the embedded broker for servers of other sites; 0: none",
     "MESH_NATS_MONITOR_PORT": "monitoring port of the embedded broker (0: any free one)",
     "MESH_NATS_MONITOR_URL": "HTTP address of the broker's monitoring",
     "MESH_API_KEY": "key that `mesh check` gives to the HTTP door",
@@ -79,6 +80,8 @@ class Settings:
     nats_port: int = 4222
     websocket_port: int = 0
     """Where the embedded broker takes WebSockets, in secure mode with TLS; 0: nowhere."""
+    leaf_port: int = 0
+    """Where it takes servers of other sites, likewise."""
     nats_monitor_port: int = 8222
     nats_monitor_url: str = ""
     """Where the broker's monitoring answers; empty where it is not known."""
@@ -151,6 +154,7 @@ class Settings:
             is_open_to_network=read.one_of("MESH_OPEN_TO_NETWORK", ("no", "yes")) == "yes",
             nats_port=nats_port,
             websocket_port=read.integer("MESH_NATS_WEBSOCKET_PORT", 0, minimum=0, maximum=65_535),
+            leaf_port=read.integer("MESH_NATS_LEAF_PORT", 0, minimum=0, maximum=65_535),
             nats_monitor_port=monitor_port,
             nats_monitor_url=read.http_url("MESH_NATS_MONITOR_URL", monitor_url),
             api_key=environ.get("MESH_API_KEY", ""),

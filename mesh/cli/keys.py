@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mesh.cli import exits, users
+from mesh.cli import exits, keyring, users
 from mesh.cli.durations import seconds
 from mesh.cli.tables import print_json, print_table
 
@@ -23,7 +23,8 @@ app = typer.Typer(
     help="API keys of the HTTP door (create, list, revoke), and the keys of a secure mesh.",
 )
 for _command in (
-    *(users.init, users.certificate, users.agent, users.user),
+    *(keyring.init, keyring.certificate, keyring.export),
+    *(users.agent, users.node, users.user),
     *(users.invite, users.users, users.rotate),
 ):
     app.command(rich_help_panel="A secure mesh")(_command)

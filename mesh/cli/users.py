@@ -1,4 +1,4 @@
-"""`mesh keys init|agent|user|users|rotate|revoke`: who is let into a secure mesh.
+"""`mesh keys agent|node|user|invite|users|rotate|revoke`: who is let into a secure mesh.
 
 The keys lie on the hub. What is changed here the broker and the registry are told at once, if they
 run; else the hub reads it at its start.
@@ -20,30 +20,6 @@ if TYPE_CHECKING:
 
 AsJson = Annotated[bool, typer.Option("--json", "-j", help="Print JSON.")]
 Name = Annotated[str, typer.Argument(help="As `mesh keys users` shows it.")]
-
-
-def init(
-    host: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--host", help="Name or address under which other machines reach this one. Repeatable."
-        ),
-    ] = None,
-) -> None:
-    """Make the keys of a mesh: from the next `mesh up` on, who comes must show credentials.
-
-    With --host, the broker also gets a certificate for that name, and speaks TLS.
-    """
-    exits.run(_init(host or []))
-
-
-def certificate(
-    hosts: Annotated[
-        list[str], typer.Argument(metavar="HOST...", help="Names or addresses of this machine.")
-    ],
-) -> None:
-    """Make a certificate for the hub, so that other machines can reach it; also a new one."""
-    exits.run(_certificate(hosts))
 
 
 def agent(
@@ -68,6 +44,24 @@ def user(
 ) -> None:
     """Make credentials for a person, who calls agents and runs none."""
     exits.run(_user(name, as_json), as_json=as_json)
+
+
+def node(
+    name: Annotated[str, typer.Argument(metavar="NODE", help="What it is called in the mesh.")],
+    agents: Annotated[
+        str, typer.Option("--agents", "-a", help="The agents it may run, with commas.")
+    ] = "",
+    on: Annotated[
+        list[str] | None,
+        typer.Option("--on", help="An event they may hear, as SOURCE.NAME. Repeatable."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make credentials for a machine, or a whole site, which runs agents and calls as itself.
+
+    A machine that runs `mesh join` makes its own: see `mesh keys invite`.
+    """
+    exits.run(_node(name, agents, on or [], as_json), as_json=as_json)
 
 
 def invite(
@@ -101,41 +95,6 @@ def rotate(name: Name, as_json: AsJson = False) -> None:
     exits.run(_rotate(name, as_json), as_json=as_json)
 
 
-async def _init(hosts: list[str]) -> None:
-    from mesh.settings import Settings
-    from mesh.trust.certificates import write_server_certificate
-    from mesh.trust.keyring import Keyring
-
-    settings = Settings.from_env()
-    keyring = Keyring.create(settings.keys_dir, hosts)
-    if hosts:
-        write_server_certificate(settings.keys_dir, [*hosts, *_own_address(settings)])
-    typer.echo(
-        f"the keys of the mesh are in {keyring.folder}: whoever has them owns it. Back them up."
-    )
-    typer.echo("Next: mesh up, then mesh keys agent AGENT for what runs here,")
-    typer.echo("      and mesh keys invite NODE --agents AGENT for another machine.")
-
-
-def _own_address(settings: "Settings") -> list[str]:
-    """Where the processes of the hub itself find the broker, unless that is loopback."""
-    from mesh.settings import EVERY_ADDRESS
-
-    return [] if settings.nats_host in EVERY_ADDRESS else [settings.nats_host]
-
-
-async def _certificate(hosts: list[str]) -> None:
-    from mesh.settings import Settings, server_certificate
-    from mesh.trust.certificates import write_server_certificate
-
-    settings = Settings.from_env()
-    keyring = _keyring(settings)
-    write_server_certificate(settings.keys_dir, [*hosts, *_own_address(settings)])
-    keyring.with_hosts(hosts)
-    typer.echo(server_certificate(settings.keys_dir))
-    typer.echo("Start `mesh up` again: it speaks TLS with it then.", err=True)
-
-
 async def _agent(agents: list[str], node: str, name: str, events: list[str], as_json: bool) -> None:
     from mesh.settings import Settings
     from mesh.trust.grants import Grant
@@ -155,7 +114,7 @@ async def _invite(
 
     settings = Settings.from_env()
     keyring = _keyring(settings)
-    named = [one.strip() for one in agents.split(",")] if agents else []
+    named = _split(agents)
     grant = Grant(node, tuple(named), _durables(named, events))
     made, credentials = keyring.invite(grant, lifetime_s=seconds(expires))
     path = authority(settings.keys_dir)
@@ -170,6 +129,10 @@ async def _invite(
         f"For {node}, once, within {expires}: mesh join TOKEN. It finds the hub at {token.url}.",
         err=True,
     )
+
+
+def _split(agents: str) -> list[str]:
+    return [one.strip() for one in agents.split(",")] if agents else []
 
 
 def _url(settings: "Settings", keyring: "Keyring") -> str:
@@ -202,6 +165,16 @@ async def _user(name: str, as_json: bool) -> None:
     from schemas.registry import UserRole
 
     await _issue(Settings.from_env(), name, UserRole.PERSON, Grant(callers=(name,)), as_json)
+
+
+async def _node(name: str, agents: str, events: list[str], as_json: bool) -> None:
+    from mesh.settings import Settings
+    from mesh.trust.grants import Grant
+    from schemas.registry import UserRole
+
+    named = _split(agents)
+    grant = Grant(name, tuple(named), _durables(named, events), callers=(name,))
+    await _issue(Settings.from_env(), name, UserRole.NODE, grant, as_json)
 
 
 async def _issue(settings: "Settings", name: str, role: Any, grant: "Grant", as_json: bool) -> None:

@@ -43,6 +43,11 @@ def write_server_certificate(keys_dir: Path, hosts: Sequence[str]) -> None:
         InvalidInputError: one of `hosts` is neither a name nor an address.
         CredentialsError: the files cannot be read or written.
     """
+    write_certificate(keys_dir, server_certificate(keys_dir), hosts)
+
+
+def write_certificate(keys_dir: Path, path: Path, hosts: Sequence[str]) -> None:
+    """Write a certificate to `path`, and its key beside it; otherwise as above."""
     names = [_name(host) for host in dict.fromkeys((*hosts, *LOOPBACK))]
     signer, key = _authority(keys_dir)
     own = ec.generate_private_key(ec.SECP256R1())
@@ -54,7 +59,6 @@ def write_server_certificate(keys_dir: Path, hosts: Sequence[str]) -> None:
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )
-    path = server_certificate(keys_dir)
     write_secret(path.with_suffix(".key"), _pem(own))
     write_secret(path, certificate.public_bytes(Encoding.PEM).decode())
 

@@ -274,3 +274,17 @@ async def test_a_hub_does_not_listen_in_the_open(tmp_path: Path, is_secure: bool
     assert ("read everything" if is_secure else "do everything") in told.err
     async with start_mesh("up", "--open-to-network", environ=environ) as up:
         await up.says("mesh is up")
+
+
+@pytest.mark.parametrize("variable", ["MESH_NATS_WEBSOCKET_PORT", "MESH_NATS_LEAF_PORT"])
+@pytest.mark.parametrize("is_secure", [False, True])
+async def test_a_door_for_elsewhere_needs_a_certificate(
+    tmp_path: Path, variable: str, is_secure: bool
+) -> None:
+    """It is not left out in silence."""
+    environ = clean_environ(tmp_path, **{variable: "7422"})
+    if is_secure:
+        await run_mesh("keys", "init", environ=environ)
+    told = await run_mesh("up", environ=environ)
+    assert told.code == 2
+    assert f"{variable}=7422 is for a secure mesh with a certificate" in told.err

@@ -54,7 +54,9 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
                 "mesh.requests",
                 "mesh.broker",
                 "mesh.broker_setup",
+                "mesh.server_folders",
                 "mesh.supervisor",
+                "mesh.uplink",
             }
         ),
     ),
