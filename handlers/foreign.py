@@ -31,6 +31,7 @@ from mesh.replies import ReplyWriter, frame_lifetime_s
 from mesh.requests import read_address
 from mesh.runtime import describe_process
 from mesh.settings import Settings
+from mesh.trust.login import Login
 from mesh.worker import RENEW_AFTER_S
 from schemas.card import AgentCard
 from schemas.registry import Announcement, Instance, Role
@@ -131,12 +132,18 @@ def attach(app: FastStream, card: AgentCard, *, settings: Settings | None = None
     request whose handler raises.
 
     Raises:
-        SettingsError: the application has no NATS broker.
+        SettingsError: the application has no NATS broker, or the mesh is a secure one: FastStream
+            asks JetStream for more there than an agent may, and checks no signature.
     """
-    broker = app.broker
+    broker, settings = app.broker, settings or Settings.from_env()
     if not isinstance(broker, NatsBroker):
         raise SettingsError("attach needs a FastStream application with a NatsBroker")
-    attachment = _Attachment(broker, card, settings or Settings.from_env())
+    if Login.of(settings).credentials is not None:
+        raise SettingsError(
+            f"a secure mesh takes no FastStream application as agent {card.id!r}, which would "
+            "answer whoever claims to be somebody: write it with mesh.Agent"
+        )
+    attachment = _Attachment(broker, card, settings)
     app.on_startup(attachment.start)
     app.on_shutdown(attachment.stop)
 

@@ -14,9 +14,10 @@ from mesh.connection import Connection, open_connection
 from mesh.errors import BrokerUnreachableError, TrustError
 from mesh.settings import Settings
 from mesh.trust.credentials import Credentials
-from mesh.trust.keyring import SYSTEM, Keyring
+from mesh.trust.keyring import Keyring
 from mesh.trust.login import Login
 from mesh.trust.server_tokens import ServerTokens
+from mesh.trust.users import SYSTEM
 
 _UPDATE: Final = "$SYS.REQ.CLAIMS.UPDATE"
 _TAKEN: Final = 200
@@ -69,7 +70,7 @@ async def tell_registry(connection: Connection, keyring: Keyring) -> None:
         StreamMissingError: there is no registry on this broker.
         BrokerUnreachableError: no answer in time.
     """
-    wanted = {registry.identity_key(one.key): one for one in keyring.identities()}
+    wanted = {registry.identity_key(one.key): one for one in keyring.roster.identities()}
     entries = await registry.read_registry(connection, registry.identity_key("*"))
     known = {one.key: one.value for one in entries if one.value is not None}
     for key in known.keys() - wanted.keys():

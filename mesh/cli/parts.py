@@ -10,7 +10,8 @@ from typing import Final
 from mesh.errors import PortInUseError
 from mesh.settings import DEFAULT_HTTP_PORTS, Settings
 from mesh.supervisor import Part
-from mesh.trust.keyring import CONTROL, DOOR, Keyring
+from mesh.trust.keyring import Keyring
+from mesh.trust.users import CONTROL, DOOR
 
 DOORS: Final = {
     "OpenAI": "/v1",

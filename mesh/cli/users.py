@@ -223,7 +223,7 @@ async def revoke(name: str, as_json: bool) -> bool:
 async def _users(as_json: bool) -> None:
     from mesh.settings import Settings
 
-    found = _keyring(Settings.from_env()).users()
+    found = _keyring(Settings.from_env()).roster.users()
     if as_json:
         print_json([_shown(one) for one in found])
         return

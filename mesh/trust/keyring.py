@@ -6,16 +6,13 @@
     invites/*.json   who was promised some
     creds/*.creds    the credentials of the hub's own processes, and of users made here
 
-Knows no server; what those are given, see `mesh.trust.server_tokens`. Secrets are files
-of mode 0600; nothing here prints one.
+Makes and ends credentials; whose there are, see `mesh.trust.roster`. Knows no server; what those
+are given, see `mesh.trust.server_tokens`. Secrets are files of mode 0600; nothing here prints one.
 """
 
-import fcntl
-import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -28,20 +25,13 @@ from mesh.trust.credentials import Credentials
 from mesh.trust.grants import Grant
 from mesh.trust.invites import Invite
 from mesh.trust.nkeys import KeyPair, Kind, require_public
+from mesh.trust.roster import Roster
 from mesh.trust.secrets import make_folder, read_secret, write_secret
-from mesh.trust.users import KeyringFile, User
-from schemas.registry import Identity, UserRole
+from mesh.trust.users import CONTROL, DOOR, OPERATOR, SYSTEM, KeyringFile, User
+from schemas.registry import UserRole
 
 MAX_AGENTS: Final = 200
 """Of one user. nats-server takes a token of 32 KB, and 4,096 subjects made of it."""
-CONTROL: Final = "control"
-"""The control plane."""
-DOOR: Final = "http"
-"""The hub's HTTP door."""
-OPERATOR: Final = "cli"
-"""Whoever can read the keyring, at the command line of the hub."""
-SYSTEM: Final = "system"
-"""Tells servers what has changed."""
 _OWN: Final = {CONTROL: UserRole.OPERATOR, DOOR: UserRole.DOOR, OPERATOR: UserRole.OPERATOR}
 
 
@@ -74,6 +64,11 @@ class Keyring:
     hosts: tuple[str, ...] = ()
     """Names and addresses under which others reach the hub."""
     _keys: dict[Secret, KeyPair] = field(default_factory=dict, repr=False)
+
+    @property
+    def roster(self) -> Roster:
+        """Everybody who was given credentials."""
+        return Roster(self.folder)
 
     @classmethod
     def create(cls, folder: Path, hosts: Sequence[str] = ()) -> "Keyring":
@@ -143,20 +138,20 @@ class Keyring:
             CredentialsError: the keyring cannot be written.
         """
         _require_grant(name, grant)
-        with self._locked():
-            self._require_free(name, grant)
-            return self._issue(name, role, grant, revoked=self._require_new(name))
+        with self.roster.locked():
+            self.roster.require_free(name, grant)
+            return self._issue(name, role, grant, revoked=self.roster.require_new(name))
 
     def _issue(self, name: str, role: UserRole, grant: Grant, *, revoked: dict[str, int]) -> User:
         key = KeyPair.new(Kind.USER)
-        user = _user(name, key.public, role, grant, revoked)
+        user = User.of(name, key.public, role, grant, revoked)
         if user.is_core:
             account = self.secret(Secret.CORE)
             token = jwts.unlimited_token(account, name, key.public, tags=grant.tags)
         else:
             token = self.token(user)
         Credentials.of(token, key).write(self.credentials_path(name))
-        self._save(user)
+        self.roster.save(user)
         return user
 
     def token(self, user: User) -> str:
@@ -185,11 +180,11 @@ class Keyring:
             subscriptions=grant.subscriptions,
             expires_at_s=int(time.time() + lifetime_s),
         )
-        with self._locked():
-            self._require_free(grant.node, replace(grant, callers=(grant.node,)))
-            self._require_new(grant.node)
-            self._forget_invites(lambda old: old.expires_at_s <= time.time())
-            self._save_invite(invite)
+        with self.roster.locked():
+            self.roster.require_free(grant.node, replace(grant, callers=(grant.node,)))
+            self.roster.require_new(grant.node)
+            self.roster.forget_invites(lambda old: old.expires_at_s <= time.time())
+            self.roster.save_invite(invite)
         key = KeyPair.new(Kind.USER)
         token = jwts.user_token(
             self.secret(Secret.JOINER),
@@ -210,23 +205,23 @@ class Keyring:
             CredentialsError: the keyring cannot be written.
         """
         require_public(public, Kind.USER)
-        with self._locked():
-            path = self._invite_path(invite_id)
-            invite = Invite.load(path) if path.exists() else None
+        with self.roster.locked():
+            invite = self.roster.invite(invite_id)
             if invite is None or invite.expires_at_s <= time.time():
                 raise JoinRefusedError(
                     "this join token has expired, or was taken back: ask for a new one"
                 )
             if invite.used_by:
-                if invite.used_by == public and (user := self._find(invite.node)) is not None:
+                if invite.used_by == public and (user := self.roster.find(invite.node)) is not None:
                     return user
                 raise JoinRefusedError("this join token was used already: ask for a new one")
             node = invite.node
             grant = Grant(node, invite.agents, invite.subscriptions, callers=(node,))
-            self._require_free(node, grant)
-            user = _user(node, public, UserRole.NODE, grant, self._require_new(node))
-            self._save(user)
-            self._save_invite(invite.model_copy(update={"used_by": public}))
+            self.roster.require_free(node, grant)
+            revoked = self.roster.require_new(node)
+            user = User.of(node, public, UserRole.NODE, grant, revoked)
+            self.roster.save(user)
+            self.roster.save_invite(invite.model_copy(update={"used_by": public}))
             return user
 
     def take_back(self, node: str) -> bool:
@@ -235,8 +230,8 @@ class Keyring:
         Raises:
             CredentialsError: the keyring cannot be read or written.
         """
-        with self._locked():
-            return self._forget_invites(lambda one: one.node == node and not one.used_by)
+        with self.roster.locked():
+            return self.roster.forget_invites(lambda one: one.node == node and not one.used_by)
 
     def revoke(self, name: str) -> User:
         """Let somebody in no more; servers are to be told.
@@ -245,16 +240,16 @@ class Keyring:
             KeyNotFoundError: nobody is called so.
             CredentialsError: the keyring cannot be written, or it is a process of the hub.
         """
-        with self._locked():
-            user = self.user(name)
+        with self.roster.locked():
+            user = self.roster.user(name)
             if user.is_core:
                 raise CredentialsError(
                     f"{name} is a process of the hub itself: `mesh keys rotate {name}` gives it "
                     "new credentials",
                     path=str(self.folder),
                 )
-            gone = user.model_copy(update={"revoked": _revoked(user)})
-            self._save(gone)
+            gone = user.model_copy(update={"revoked": user.all_revoked()})
+            self.roster.save(gone)
             self.credentials_path(name).unlink(missing_ok=True)
             return gone
 
@@ -265,30 +260,11 @@ class Keyring:
             KeyNotFoundError: nobody is called so, or no more.
             CredentialsError: the keyring cannot be written.
         """
-        with self._locked():
-            user = self.user(name)
+        with self.roster.locked():
+            user = self.roster.user(name)
             if user.is_revoked:
                 raise KeyNotFoundError(f"{name} is revoked: issue it again", key=name)
-            return self._issue(name, user.role, user.grant, revoked=_revoked(user))
-
-    def users(self) -> list[User]:
-        """Return everybody, also who is revoked, by name."""
-        paths = sorted((self.folder / "users").glob("*.json"))
-        return [User.load(path) for path in paths]
-
-    def user(self, name: str) -> User:
-        """Return somebody by name.
-
-        Raises:
-            KeyNotFoundError: nobody is called so.
-        """
-        if (found := self._find(name)) is None:
-            raise KeyNotFoundError(f"nobody is called {name[:60]!r}", key=name[:60])
-        return found
-
-    def identities(self) -> list[Identity]:
-        """Return who counts, for the registry."""
-        return [one.identity for one in self.users() if not one.is_revoked]
+            return self._issue(name, user.role, user.grant, revoked=user.all_revoked())
 
     def secret(self, name: Secret) -> KeyPair:
         """Return a private key of the mesh.
@@ -310,7 +286,7 @@ class Keyring:
         Raises:
             CredentialsError: nobody was given such.
         """
-        for user in self.users():
+        for user in self.roster.users():
             may_run = user.node == node and set(agents) <= set(user.agents)
             path = self.credentials_path(user.name)
             if may_run and not user.is_revoked and path.exists():
@@ -327,86 +303,6 @@ class Keyring:
         key = KeyPair.new(Kind.USER)
         token = jwts.unlimited_token(self.secret(Secret.SYS), SYSTEM, key.public)
         Credentials.of(token, key).write(self.credentials_path(SYSTEM))
-
-    def _require_free(self, name: str, grant: Grant) -> None:
-        """A caller's name is of one user only: answers to it reach whoever may hear that name."""
-        for user in self.users():
-            if user.name == name or user.is_revoked:
-                continue
-            taken = set(grant.callers) & user.grant.speakers | set(grant.agents) & set(user.callers)
-            if taken:
-                raise InvalidInputError(
-                    f"{sorted(taken)[0]} is a name of {user.name} already: answers to it would "
-                    "reach both; take another one",
-                    field="name",
-                )
-        if name in (*_OWN, SYSTEM):
-            raise InvalidInputError(f"{name} is a process of the hub: take another name")
-
-    def _require_new(self, name: str) -> dict[str, int]:
-        """Check that nobody is called so now, and return the keys of who was."""
-        before = self._find(name)
-        if before and not before.is_revoked:
-            raise InvalidInputError(
-                f"there are credentials of {name} already: `mesh keys rotate {name}` makes new "
-                f"ones, `mesh keys revoke {name}` ends them; or take another name",
-                field="name",
-            )
-        return before.revoked if before else {}
-
-    def _invite_path(self, invite_id: str) -> Path:
-        return self.folder / "invites" / f"{require_id(invite_id, 'invite')}.json"
-
-    def _forget_invites(self, is_meant: Callable[[Invite], bool]) -> bool:
-        paths = (self.folder / "invites").glob("*.json")
-        found = [path for path in paths if is_meant(Invite.load(path))]
-        for path in found:
-            path.unlink()
-        return bool(found)
-
-    def _save_invite(self, invite: Invite) -> None:
-        write_secret(self._invite_path(invite.id), invite.model_dump_json(indent=2))
-
-    def _find(self, name: str) -> User | None:
-        path = self.folder / "users" / f"{require_id(name, 'user')}.json"
-        return User.load(path) if path.exists() else None
-
-    def _save(self, user: User) -> None:
-        path = self.folder / "users" / f"{user.name}.json"
-        write_secret(path, user.model_dump_json(indent=2))
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Keep other processes from changing the keyring meanwhile."""
-        try:
-            lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise CredentialsError(
-                f"cannot write {self.folder}: {error.strerror}", path=str(self.folder)
-            ) from None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(lock)
-
-
-def _user(name: str, public: str, role: UserRole, grant: Grant, revoked: dict[str, int]) -> User:
-    return User(
-        name=name,
-        public=public,
-        role=role,
-        node=grant.node,
-        agents=grant.agents,
-        subscriptions=grant.subscriptions,
-        callers=grant.callers,
-        issued_at_s=int(time.time()),
-        revoked=revoked,
-    )
-
-
-def _revoked(user: User) -> dict[str, int]:
-    return {**user.revoked, user.public: int(time.time())}
 
 
 def _require_grant(name: str, grant: Grant) -> None:

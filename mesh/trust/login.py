@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 from mesh.errors import CredentialsError, SettingsError
 from mesh.settings import Settings, authority
 from mesh.trust.credentials import Credentials
-from mesh.trust.keyring import OPERATOR, Keyring
+from mesh.trust.keyring import Keyring
+from mesh.trust.users import OPERATOR
 
 OPEN_INBOX_PREFIX: Final = "_INBOX"
 _ENCRYPTED: Final = frozenset({"tls", "wss"})

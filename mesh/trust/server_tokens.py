@@ -62,7 +62,7 @@ class ServerTokens:
 
 
 def _accounts(keyring: Keyring) -> tuple[jwts.Account, ...]:
-    public, users = keyring.public, keyring.users()
+    public, users = keyring.public, keyring.roster.users()
     roles = (
         _role(keyring, Secret.MEMBER, MEMBER_PUBLISH, MEMBER_SUBSCRIBE),
         _role(keyring, Secret.JOINER, JOINER_PUBLISH, JOINER_SUBSCRIBE),

@@ -1,7 +1,8 @@
 """Who was given credentials, and what for: what the keyring keeps of everybody but his secret."""
 
+import time
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 import pydantic
 from pydantic import BaseModel, ConfigDict
@@ -10,6 +11,15 @@ from mesh.errors import CredentialsError
 from mesh.trust.grants import Grant
 from mesh.trust.secrets import read_secret
 from schemas.registry import Identity, UserRole
+
+CONTROL: Final = "control"
+"""The control plane."""
+DOOR: Final = "http"
+"""The hub's HTTP door."""
+OPERATOR: Final = "cli"
+"""Whoever can read the keyring, at the command line of the hub."""
+SYSTEM: Final = "system"
+"""Tells servers what has changed."""
 
 
 class KeyringFile(BaseModel):
@@ -45,6 +55,27 @@ class User(KeyringFile):
     issued_at_s: int
     revoked: dict[str, int] = {}
     """Keys of this user that count no more, and since when."""
+
+    @classmethod
+    def of(
+        cls, name: str, public: str, role: UserRole, grant: Grant, revoked: dict[str, int]
+    ) -> Self:
+        """Write down who is let in now, with a new key."""
+        return cls(
+            name=name,
+            public=public,
+            role=role,
+            node=grant.node,
+            agents=grant.agents,
+            subscriptions=grant.subscriptions,
+            callers=grant.callers,
+            issued_at_s=int(time.time()),
+            revoked=revoked,
+        )
+
+    def all_revoked(self) -> dict[str, int]:
+        """Return its keys that count no more, once the newest one does not either."""
+        return {**self.revoked, self.public: int(time.time())}
 
     @property
     def is_revoked(self) -> bool:

@@ -23,9 +23,10 @@ from mesh.trust import jwts
 from mesh.trust.credentials import Credentials
 from mesh.trust.grants import Grant
 from mesh.trust.invites import JoinToken
-from mesh.trust.keyring import CONTROL, Keyring
+from mesh.trust.keyring import Keyring
 from mesh.trust.login import Login
 from mesh.trust.nkeys import KeyPair, Kind
+from mesh.trust.users import CONTROL
 from schemas.registry import UserRole
 from tests.accounts.mesh import DENIED, answered
 from tests.accounts.server import Accounts, accounts_server
@@ -177,7 +178,7 @@ async def test_a_key_that_is_none_joins_nowhere(accounts: Accounts, public: str)
             assert b'"ok":true' not in answer.data
     finally:
         await client.close()
-    assert not [one for one in accounts.keyring.users() if one.name == "keyless"]
+    assert not [one for one in accounts.keyring.roster.users() if one.name == "keyless"]
 
 
 async def test_an_invited_name_stays_free_of_others(accounts: Accounts, tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ import json
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import nats
+import pytest
 from faststream import AckPolicy, FastStream
 from faststream.nats import JStream, NatsBroker, NatsMessage, PullSub
 from nats.aio.client import Client
@@ -14,8 +16,10 @@ from nats.aio.client import Client
 from handlers.foreign import attach
 from mesh import Agent, CallContext, ChatRequest
 from mesh.client import MeshClient
+from mesh.errors import SettingsError
 from mesh.questions import encode_question
 from mesh.settings import Settings
+from mesh.trust.keyring import Keyring
 from schemas.card import AgentCard
 from tests.conftest import Running, until
 
@@ -243,6 +247,14 @@ async def test_an_attached_faststream_application_is_a_full_agent(
         reply = await client.ask(agent_id, "hello")
         assert reply.text.startswith("faststream read ")
     await until(lambda: client.directory.agent(agent_id).state == "offline")
+
+
+async def test_a_secure_mesh_takes_no_faststream_application(tmp_path: Path) -> None:
+    """It would answer unsigned requests: whoever writes one is told so, and what to do."""
+    keyring = Keyring.create(tmp_path / "keys")
+    settings = Settings(data_dir=tmp_path, keys_folder=keyring.folder)
+    with pytest.raises(SettingsError, match=r"mesh\.Agent"):
+        attach(FastStream(NatsBroker(settings.nats_url)), AgentCard(id="x"), settings=settings)
 
 
 async def test_an_attached_faststream_application_answers_pings(

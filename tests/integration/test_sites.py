@@ -26,8 +26,9 @@ from mesh.server_folders import Server, write_server_folders
 from mesh.settings import Settings, authority
 from mesh.trust.certificates import write_server_certificate
 from mesh.trust.grants import Grant
-from mesh.trust.keyring import CONTROL, OPERATOR, Keyring
+from mesh.trust.keyring import Keyring
 from mesh.trust.login import Login
+from mesh.trust.users import CONTROL, OPERATOR
 from schemas.registry import UserRole
 from tests.accounts.mesh import hosting
 from tests.brokers import NATS_SERVER, free_port, own_settings

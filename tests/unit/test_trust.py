@@ -17,9 +17,10 @@ from mesh.errors import (
 from mesh.trust import jwts
 from mesh.trust.credentials import Credentials
 from mesh.trust.grants import Grant
-from mesh.trust.keyring import CONTROL, MAX_AGENTS, Keyring
+from mesh.trust.keyring import MAX_AGENTS, Keyring
 from mesh.trust.nkeys import KeyPair, Kind, require_public, verify
 from mesh.trust.server_tokens import ServerTokens
+from mesh.trust.users import CONTROL
 from schemas.registry import UserRole
 
 SEED = "SUAMLK2ZNL35WSMW37E7UD4VZ7ELPKW7DHC3BWBSD2GCZ7IUQQXZIORRBU"
@@ -195,10 +196,10 @@ def test_a_name_that_is_taken(keyring: Keyring) -> None:
 def test_a_revoked_user(keyring: Keyring) -> None:
     """His key is in the account, his file is gone, and nobody is told that he counts."""
     public = keyring.issue("gone", UserRole.PERSON, Grant(callers=("gone",))).public
-    assert public in {one.key for one in keyring.identities()}
+    assert public in {one.key for one in keyring.roster.identities()}
     before = int(time.time())
     assert keyring.revoke("gone").is_revoked
-    assert public not in {one.key for one in keyring.identities()}
+    assert public not in {one.key for one in keyring.roster.identities()}
     assert not keyring.credentials_path("gone").exists()
     claims = [jwts.read_token(one)["nats"] for one in ServerTokens.of(keyring).accounts.values()]
     revoked = {key: at for one in claims for key, at in one.get("revocations", {}).items()}
@@ -241,6 +242,6 @@ def test_a_keyring_that_is_damaged(tmp_path: Path) -> None:
     keyring = Keyring.create(tmp_path / "keys")
     (keyring.folder / "users" / "http.json").write_text("{")
     with pytest.raises(CredentialsError, match=r"http.json is damaged"):
-        keyring.users()
+        keyring.roster.users()
     with pytest.raises(CredentialsError, match="mesh keys init"):
         Keyring.open(tmp_path)
