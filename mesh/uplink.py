@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 PERIOD_S: Final = 1.0
 """Shorter than the 2 s that the site's server waits before it connects again (nats/leaf)."""
-PATIENCE_S: Final = 5.0
+PATIENCE_S: Final = 2.0
 """A link that is half open says nothing at all."""
 _QUESTION: Final = f"$JS.API.DIRECT.GET.{REGISTRY}"
 _NOBODY: Final = b'{"last_by_subj":"$KV.registry.nobody"}'
