@@ -256,6 +256,5 @@ async def test_a_site_that_was_cut_off_for_a_moment(tmp_path: Path) -> None:
         await until(lambda: is_cut_off(site.login))
         asking = asyncio.create_task(site.ask_from_hub())
         link.heal()
-        started = time.monotonic()
+        # In less than the 20 s that it is given; a pull that was lost without a word takes 40 s.
         assert await asking == "kept: hello"
-        assert time.monotonic() - started < 10
