@@ -36,6 +36,10 @@ class MeshNatsClient(Client):
             _require_tls(self, info)
         await super()._process_info(info, initial_connection)
 
+    async def _process_connect_init(self) -> None:
+        await super()._process_connect_init()
+        _know_tls(self)
+
     async def _connect_to_server(self, s: Any) -> None:
         # nats-py 2.16 forgets the socket of a handshake that failed: one more for each attempt to
         # reconnect, until the garbage collector finds it.
@@ -71,11 +75,18 @@ class MeshNatsClient(Client):
 def insist_on_tls(client: Client) -> None:
     """Let a client that somebody else has made say nothing more to a broker that offers no TLS.
 
+    It is connected over TLS, or should be.
+
     Raises:
         nats.errors.Error: it is connected to one.
     """
     _require_tls(client, client._server_info)
-    process = client._process_info
+    _know_tls(client)
+    process, begin = client._process_info, client._process_connect_init
+
+    async def begin_encrypted() -> None:
+        await begin()
+        _know_tls(client)
 
     async def process_encrypted(info: dict[str, Any], initial_connection: bool = False) -> None:
         if initial_connection:
@@ -83,6 +94,15 @@ def insist_on_tls(client: Client) -> None:
         await process(info, initial_connection)
 
     client._process_info = process_encrypted  # type: ignore[method-assign]
+    client._process_connect_init = begin_encrypted  # type: ignore[method-assign]
+
+
+def _know_tls(client: Client) -> None:
+    # nats-py 2.16 does not tell asyncio's protocol that it speaks TLS now, which then warns at every
+    # connection that ends: "returning true from eof_received() has no effect when using ssl".
+    transport = getattr(getattr(client._transport, "_io_writer", None), "transport", None)
+    if transport is not None and transport.get_extra_info("sslcontext") is not None:
+        transport.get_protocol()._over_ssl = True
 
 
 def _require_tls(client: Client, info: dict[str, Any]) -> None:

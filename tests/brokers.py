@@ -56,8 +56,8 @@ async def open_and_close(settings: Settings) -> None:
 class KillableBroker:
     """A broker that can be killed; it comes back at the same port, with the same data."""
 
-    def __init__(self, data_dir: Path) -> None:
-        self._settings = own_settings(data_dir)
+    def __init__(self, data_dir: Path, keys: Path | None = None) -> None:
+        self._settings = replace(own_settings(data_dir), keys_folder=keys)
         self._stack = AsyncExitStack()
         self._broker: EmbeddedBroker | None = None
 

@@ -14,7 +14,8 @@ SLICE_BYTES: Final = 2_000
 class FaultProxy:
     """Passes bytes between clients and one server, as long as it is told to."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, scheme: str, host: str, port: int) -> None:
+        self._scheme = scheme
         self._target = (host, port)
         self._writers: set[asyncio.StreamWriter] = set()
         self._is_open = True
@@ -28,7 +29,7 @@ class FaultProxy:
     @property
     def url(self) -> str:
         """Where clients connect instead."""
-        return f"nats://127.0.0.1:{self.port}"
+        return f"{self._scheme}://127.0.0.1:{self.port}"
 
     def cut(self) -> None:
         """Drop every connection, and refuse new ones."""
@@ -90,7 +91,7 @@ class FaultProxy:
 async def fault_proxy(url: str) -> AsyncIterator[FaultProxy]:
     """Run a proxy in front of the server at `url`."""
     target = urlsplit(url)
-    proxy = FaultProxy(str(target.hostname), target.port or 0)
+    proxy = FaultProxy(target.scheme, str(target.hostname), target.port or 0)
     server = await asyncio.start_server(proxy.accept, "127.0.0.1", 0)
     proxy.port = server.sockets[0].getsockname()[1]
     try:

@@ -18,7 +18,8 @@ from mesh.errors import MeshError
 from mesh.followers import follow_call
 from mesh.questions import encode_question
 from tests.faults.checker import ANSWERED, GRACE_S, Attempt
-from tests.faults.world import AGENT, World
+from tests.faults.sites import AGENT
+from tests.faults.world import World
 from tests.pace import stopwatch
 
 REFUSED_PAUSE_S: Final = 0.2

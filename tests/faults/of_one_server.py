@@ -18,8 +18,8 @@ from mesh.questions import encode_question
 from mesh.streams import REGISTRY
 from tests.conftest import until
 from tests.faults.nemesis import Fault, replace
-from tests.faults.sites import OneServer
-from tests.faults.world import AGENT, CONTROL, HOSTS, SHIMS, World
+from tests.faults.sites import AGENT, OneServer
+from tests.faults.world import CONTROL, HOSTS, SHIMS, World
 
 FREEZE_HOST_S: Final = 12.0
 """Longer than the ack_wait of 10 s: what a frozen host holds is given to another one."""
@@ -105,7 +105,7 @@ async def reconnect_crowd(world: World[OneServer], dice: random.Random) -> None:
     async with AsyncExitStack() as stack:
         crowd = [
             await stack.enter_async_context(
-                open_connection(world.site.url, name="crowd", patience_s=30)
+                open_connection(world.site.reader, name="crowd", patience_s=30)
             )
             for _ in range(CROWD)
         ]

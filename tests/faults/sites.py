@@ -4,11 +4,24 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
+from mesh.settings import authority
+from mesh.trust.certificates import write_server_certificate
+from mesh.trust.credentials import Credentials
+from mesh.trust.grants import Grant
+from mesh.trust.keyring import Keyring
+from mesh.trust.login import Login
+from mesh.trust.users import OPERATOR
+from schemas.registry import UserRole
 from tests.brokers import KillableBroker
 from tests.cluster import SIZE, LoopbackCluster
 from tests.proxy import FaultProxy, fault_proxy
+
+AGENT: Final = "faulty"
+NODE: Final = "node1"
+CALLER: Final = "load"
+HOST: Final = "hosts"
 
 
 class Site(Protocol):
@@ -19,8 +32,20 @@ class Site(Protocol):
         """For everybody but the callers."""
 
     @property
-    def callers_url(self) -> str:
-        """For the callers."""
+    def reader(self) -> Login:
+        """How the test itself comes there."""
+
+    @property
+    def callers(self) -> Login:
+        """How the callers do."""
+
+    @property
+    def of_the_hub(self) -> Mapping[str, str]:
+        """The environment of the control plane and the doors."""
+
+    @property
+    def of_hosts(self) -> Mapping[str, str]:
+        """The environment of the agent's hosts."""
 
     @property
     def replicas(self) -> int:
@@ -39,6 +64,8 @@ class OneServer:
 
     broker: KillableBroker
     proxy: FaultProxy
+    keyring: Keyring | None = None
+    """Of a secure mesh."""
     replicas: int = 1
 
     @property
@@ -47,9 +74,35 @@ class OneServer:
         return self.broker.url
 
     @property
-    def callers_url(self) -> str:
-        """The proxy."""
-        return self.proxy.url
+    def reader(self) -> Login:
+        """To the broker itself, as its operator."""
+        return self._login(self.broker.url, OPERATOR)
+
+    @property
+    def callers(self) -> Login:
+        """To the proxy, as a person."""
+        return self._login(self.proxy.url, CALLER)
+
+    @property
+    def of_the_hub(self) -> Mapping[str, str]:
+        """Where the keys are."""
+        return {"MESH_KEYS_DIR": str(self.keyring.folder)} if self.keyring else {}
+
+    @property
+    def of_hosts(self) -> Mapping[str, str]:
+        """As on another machine: credentials, and whom to trust."""
+        if self.keyring is None:
+            return {}
+        return {
+            "MESH_CREDS": str(self.keyring.credentials_path(HOST)),
+            "MESH_TLS_CA": str(authority(self.keyring.folder)),
+        }
+
+    def _login(self, url: str, user: str) -> Login:
+        if self.keyring is None:
+            return Login(url)
+        credentials = Credentials.read(self.keyring.credentials_path(user))
+        return Login(url, credentials, authority(self.keyring.folder))
 
     def pids(self) -> Mapping[str, int]:
         """The process."""
@@ -73,9 +126,24 @@ class Cluster:
         return self.servers.url
 
     @property
-    def callers_url(self) -> str:
+    def reader(self) -> Login:
         """All servers."""
-        return self.servers.url
+        return Login(self.servers.url)
+
+    @property
+    def callers(self) -> Login:
+        """All servers."""
+        return self.reader
+
+    @property
+    def of_the_hub(self) -> Mapping[str, str]:
+        """Nothing more."""
+        return {}
+
+    @property
+    def of_hosts(self) -> Mapping[str, str]:
+        """Nothing more."""
+        return {}
 
     def pids(self) -> Mapping[str, int]:
         """The processes."""
@@ -92,6 +160,17 @@ async def open_server(folder: Path) -> AsyncIterator[OneServer]:
     """Run one broker."""
     async with KillableBroker(folder) as broker, fault_proxy(broker.url) as proxy:
         yield OneServer(broker, proxy)
+
+
+@asynccontextmanager
+async def open_secure_server(folder: Path) -> AsyncIterator[OneServer]:
+    """Run one in secure mode, with TLS: hosts and callers are on the other side of the border."""
+    keyring = Keyring.create(folder / "keys", ["127.0.0.1"])
+    write_server_certificate(keyring.folder, ["127.0.0.1"])
+    keyring.issue(HOST, UserRole.AGENT, Grant(NODE, (AGENT,)))
+    keyring.issue(CALLER, UserRole.PERSON, Grant(callers=(CALLER,)))
+    async with KillableBroker(folder, keyring.folder) as broker, fault_proxy(broker.url) as proxy:
+        yield OneServer(broker, proxy, keyring)
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ import typer
 
 from tests.faults import of_a_cluster, of_one_server
 from tests.faults.run import run
-from tests.faults.sites import open_cluster, open_server
+from tests.faults.sites import open_cluster, open_secure_server, open_server
 
 WORK_S = 0.3
 QUIET_S = 4.0
@@ -23,6 +23,7 @@ def soak(
     minutes: Annotated[float, typer.Option(min=0.1, max=600, help="How long.")] = 15.0,
     seed: Annotated[int, typer.Option(help="Of the faults and their order; 0: any.")] = 0,
     cluster: Annotated[bool, typer.Option("--cluster", help="On three brokers.")] = False,
+    secure: Annotated[bool, typer.Option("--secure", help="On one in secure mode, TLS.")] = False,
 ) -> None:
     """Do faults under load on loopback, one after the other; exit 1 when a promise was broken."""
     seed = seed or random.randrange(1, 1_000_000)
@@ -33,7 +34,8 @@ def soak(
             running = partial(run, folder, open_cluster(folder / "brokers"), of_a_cluster.FAULTS)
         else:
             faults = of_one_server.FAULTS + of_one_server.LONG_FAULTS
-            running = partial(run, folder, open_server(folder / "broker"), faults)
+            opening = open_secure_server if secure else open_server
+            running = partial(run, folder, opening(folder / "broker"), faults)
         for_s = minutes * 60
         outcome = asyncio.run(
             running(seed, for_s=for_s, quiet_s=QUIET_S, work_s=WORK_S, callers=CALLERS)

@@ -26,10 +26,9 @@ from mesh.supervisor import Part, Supervisor
 from tests.brokers import free_port
 from tests.conftest import until
 from tests.faults.footprint import Footprint
-from tests.faults.sites import Site
+from tests.faults.sites import AGENT, CALLER, NODE, Site
 
 ROOT: Final = Path(__file__).parent.parent.parent
-AGENT: Final = "faulty"
 HOSTS: Final = ("host1", "host2", "host3")
 SHIMS: Final = ("http1", "http2")
 CONTROL: Final = "control"
@@ -123,19 +122,20 @@ async def open_world(
             "FAULT_WORK_S": str(work_s),
             "PYTHONPATH": str(ROOT),
         }
-        caller = Caller("load", "node1", new_instance_id())
+        hosting, hub = {**environ, **site.of_hosts}, {**environ, **site.of_the_hub}
+        caller = Caller(CALLER, NODE, new_instance_id())
         ports = {one: free_port() for one in SHIMS}
-        await parts.start(_part(CONTROL, environ, "up", "control"))
+        await parts.start(_part(CONTROL, hub, "up", "control"))
         await parts.start_all(
-            [_part(one, environ, "run", "tests.faults.agent:agent") for one in HOSTS]
+            [_part(one, hosting, "run", "tests.faults.agent:agent") for one in HOSTS]
             + [
-                _part(one, {**environ, "MESH_HTTP_PORTS": str(port)}, "up", "http")
+                _part(one, {**hub, "MESH_HTTP_PORTS": str(port)}, "up", "http")
                 for one, port in ports.items()
             ]
         )
         async with (
-            open_connection(site.url, name="fault reader") as reader,
-            open_connection(site.callers_url, name="fault callers") as connection,
+            open_connection(site.reader, name="fault reader") as reader,
+            open_connection(site.callers, name="fault callers") as connection,
             follow_directory(connection) as directory,
             open_client(connection, directory, caller) as client,
         ):
@@ -159,4 +159,4 @@ async def _listens(url: str) -> bool:
 
 
 def _part(name: str, environ: dict[str, str], *arguments: str) -> Part:
-    return Part(name, (sys.executable, "-m", "mesh", *arguments), {**environ, "MESH_NODE": "node1"})
+    return Part(name, (sys.executable, "-m", "mesh", *arguments), {**environ, "MESH_NODE": NODE})
