@@ -98,8 +98,8 @@ def insist_on_tls(client: Client) -> None:
 
 
 def _know_tls(client: Client) -> None:
-    # nats-py 2.16 does not tell asyncio's protocol that it speaks TLS now, which then warns at every
-    # connection that ends: "returning true from eof_received() has no effect when using ssl".
+    # nats-py 2.16 does not tell asyncio's protocol that it speaks TLS now. At the end of every
+    # connection it would warn: "returning true from eof_received() has no effect when using ssl".
     transport = getattr(getattr(client._transport, "_io_writer", None), "transport", None)
     if transport is not None and transport.get_extra_info("sslcontext") is not None:
         transport.get_protocol()._over_ssl = True

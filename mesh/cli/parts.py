@@ -49,9 +49,7 @@ def _environ(settings: Settings, nats_url: str, user: str = "") -> dict[str, str
 
     On the hub of a secure mesh its own processes log in as `user`.
     """
-    creds = settings.creds
-    if user and Keyring.exists(settings.keys_dir):
-        creds = Keyring.open(settings.keys_dir).credentials_path(user)
+    creds = logged_in_as(user, settings).creds if user else settings.creds
     return {
         "MESH_NATS_URL": nats_url,
         "MESH_NODE": settings.node,
@@ -60,6 +58,13 @@ def _environ(settings: Settings, nats_url: str, user: str = "") -> dict[str, str
         "MESH_CREDS": str(creds or ""),
         "MESH_TLS_CA": str(settings.tls_ca or ""),
     }
+
+
+def logged_in_as(user: str, settings: Settings) -> Settings:
+    """Return the settings of a process of the hub, which in secure mode has credentials there."""
+    if not Keyring.exists(settings.keys_dir):
+        return settings
+    return replace(settings, creds=Keyring.open(settings.keys_dir).credentials_path(user))
 
 
 def _mesh(*arguments: str) -> tuple[str, ...]:

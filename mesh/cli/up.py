@@ -71,8 +71,11 @@ def up(
 
 async def _run_control(settings: "Settings") -> None:
     from handlers.control import create_app
+    from mesh.cli import parts
     from mesh.supervisor import report_ready
+    from mesh.trust.users import CONTROL
 
+    settings = parts.logged_in_as(CONTROL, settings)
     await create_app(settings, on_ready=report_ready).run()
 
 
@@ -83,6 +86,9 @@ async def _run_http(settings: "Settings") -> None:
     from mesh.cli import parts
     from mesh.shim.server import serve
     from mesh.supervisor import report_ready
+    from mesh.trust.users import DOOR
+
+    settings = parts.logged_in_as(DOOR, settings)
 
     def on_ready(ports: list[int]) -> None:
         heap.settle()

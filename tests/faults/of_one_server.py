@@ -157,6 +157,12 @@ FAULTS: Final = (
     Fault("requests repeated", "F28: P2", repeat_requests),
     Fault("registry wiped", "F25: P4 P6", wipe_registry),
 )
+SECURE_FAULTS: Final = tuple(
+    one
+    for one in FAULTS
+    if one.act in (kill_broker, kill_all_hosts, kill_control, kill_shim, cut_callers, wipe_registry)
+)
+"""What is different behind a border: keys and rights come back, and pulls across it."""
 LONG_FAULTS: Final = (
     Fault("broker away", "F2: P1 P5 P6 P7", take_broker_away),
     Fault("hosts poisoned", "F18: P1 P2", poison_hosts),
