@@ -268,7 +268,9 @@ def _require_key_id(key_id: str) -> str:
 
 def _no_such_key(key_id: str) -> KeyNotFoundError:
     return KeyNotFoundError(
-        f"there is no API key {key_id[:40]!r}: look into `mesh keys list`", key=key_id[:40]
+        f"there is no API key {key_id[:40]!r}: look into `mesh keys list`, and for who is let "
+        "into a secure mesh into `mesh keys users`",
+        key=key_id[:40],
     )
 
 

@@ -32,6 +32,8 @@ _ANSWER_S: Final = 5.0
 
 _REFUSED: Final = re.compile("authorization violation|authentication (revoked|expired)", re.I)
 """What nats-server says to who may not come in, or no longer."""
+_ADVICE: Final = "start one with `mesh up`, or set MESH_NATS_URL"
+_UNTRUSTED: Final = "CERTIFICATE_VERIFY_FAILED"
 REFUSALS: Final = 3
 """So many in a row are no accident: a server that has just started may not know an account yet."""
 _DENIED: Final = re.compile(r'permissions violation for publish to "(.+)"')
@@ -83,7 +85,9 @@ class Connection:
         """
         deadline = asyncio.get_running_loop().time() + patience_s
         while not self.client.is_connected:
-            if self.client.is_closed or asyncio.get_running_loop().time() > deadline:
+            if self.client.is_closed:
+                raise self.ending()
+            if asyncio.get_running_loop().time() > deadline:
                 raise BrokerUnreachableError(
                     "the broker is not reachable; nothing was sent", servers=""
                 )
@@ -150,8 +154,11 @@ async def _run_hook(hook: Hook) -> None:
 class _Attempt:
     """The first attempt to connect, and what nats-py says is wrong, then and later."""
 
-    def __init__(self, connection: Connection, login: Login, patience_s: float) -> None:
+    def __init__(
+        self, connection: Connection, login: Login, patience_s: float, advice: str
+    ) -> None:
         self._connection = connection
+        self._advice = advice
         self._login = login
         self._is_patient = bool(patience_s)
         self._limit_s = patience_s or _ANSWER_S
@@ -199,21 +206,25 @@ class _Attempt:
         await self._connection.client.close()
         if _REFUSED.search(reason):
             raise _refusal(self._login)
+        advice = self._advice
+        if _UNTRUSTED in reason:
+            advice = (
+                "its certificate is not good here: set MESH_TLS_CA to a copy of the hub's "
+                "keys/tls/ca.pem, or make one for this name there, `mesh keys certificate NAME`"
+            )
         raise BrokerUnreachableError(
-            f"no broker at {self._login} ({reason}): start one with `mesh up`, or set "
-            "MESH_NATS_URL",
-            servers=str(self._login),
+            f"no broker at {self._login} ({reason}): {advice}", servers=str(self._login)
         )
 
 
 @asynccontextmanager
 async def open_connection(
-    login: Login | str, *, name: str, patience_s: float = 0.0
+    login: Login | str, *, name: str, patience_s: float = 0.0, advice: str = _ADVICE
 ) -> AsyncIterator[Connection]:
     """Connect to a broker, and close at the end. A URL alone is a login without credentials.
 
     With `patience_s` it goes on trying for so long; without, the first refusal is the answer, and a
-    broker that says nothing has five seconds.
+    broker that says nothing has five seconds. `advice` is what its failure tells people to do.
 
     Raises:
         BrokerUnreachableError: there is no broker.
@@ -224,7 +235,7 @@ async def open_connection(
     login.require_one_way()
     client = MeshNatsClient(must_encrypt=login.is_encrypted)
     connection = Connection(client, login.credentials)
-    attempt = _Attempt(connection, login, patience_s)
+    attempt = _Attempt(connection, login, patience_s, advice)
 
     async def on_closed() -> None:
         connection.closed.set()

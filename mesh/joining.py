@@ -28,6 +28,7 @@ from schemas.registry import JoinReceipt, JoinRequest
 logger = logging.getLogger(__name__)
 
 TIMEOUT_S: Final = 10.0
+_ADVICE: Final = "is the hub up, and does this address lead there? The token is still good"
 
 
 async def join_with_token(token: JoinToken, data_dir: Path) -> str:
@@ -70,7 +71,7 @@ async def _redeem(login: Login, key: KeyPair) -> tuple[str, JoinReceipt]:
 
 async def _ask_by(way: Login, key: KeyPair) -> JoinReceipt:
     try:
-        async with open_connection(way, name="mesh join") as connection:
+        async with open_connection(way, name="mesh join", advice=_ADVICE) as connection:
             receipt = await _ask(connection, way.name, key.public)
     except CredentialsError as error:
         raise JoinRefusedError(

@@ -13,6 +13,7 @@ from time import perf_counter
 from typing import Any, Final
 
 import nats.errors
+from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from mesh import codec, subjects
@@ -29,10 +30,12 @@ from mesh.errors import (
     RegistryError,
 )
 from mesh.history import read_history
+from mesh.nats_client import is_guarded
 from mesh.pings import PONG
 from mesh.questions import encode_question
 from mesh.registry import KEY_PREFIX, instance_key
 from mesh.streams import INBOX, REGISTRY, pinned_durable
+from mesh.uplink import ask_hub
 from schemas.probe import Outcome, ProbeState
 from schemas.registry import AgentView, RegistryView, State
 
@@ -44,6 +47,10 @@ _STREAM_INFO: Final = "$JS.API.STREAM.INFO."
 _CONSUMER_INFO: Final = "$JS.API.CONSUMER.INFO."
 _CONTROL_FIX: Final = "start a control plane: mesh up control"
 _HOST_FIX: Final = "look at its process: stopped, or its event loop is blocked; or restart it"
+_OF_THE_HUB: Final = Outcome(
+    state=ProbeState.NOT_TRIED,
+    detail="these credentials may not look at the mailboxes: `mesh check` at the hub does",
+)
 
 
 def ok(detail: str = "", latency_ms: float | None = None) -> Outcome:
@@ -96,6 +103,8 @@ class Mailboxes:
             async with asyncio.timeout(self._limit_s):
                 outcome = await asyncio.shield(waiting)
         except TimeoutError:
+            if is_guarded(self._connection.client):
+                return _timeout(f"no answer within {self._limit_s:g} s", _HOST_FIX)
             return await self._explain(durable, is_pinned=node is not None)
         finally:
             self._late.append(waiting)
@@ -175,6 +184,10 @@ class NatsProbes:
         client = self._connection.client
         if not client.is_connected:
             raise BrokerUnreachableError("not connected to the broker; trying again")
+        if is_guarded(client):
+            # What it may not publish to itself, it can ask for: a key that is not there.
+            await ask_hub(client, self._limit_s)
+            return ok(_version(client))
         inbox = client.new_inbox()
         heard: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -191,11 +204,12 @@ class NatsProbes:
         finally:
             if not client.is_closed:
                 await subscription.unsubscribe()
-        version = client.connected_server_version
-        return ok(f"nats-server {version.major}.{version.minor}.{version.patch}", latency_ms)
+        return ok(_version(client), latency_ms)
 
     async def jetstream(self) -> Outcome:
         """Ask JetStream about the stream of all mailboxes."""
+        if is_guarded(self._connection.client):
+            return _OF_THE_HUB
         info = await _api(self._connection, _STREAM_INFO + INBOX, self._limit_s)
         return ok(f"{info['state']['messages']} requests in all mailboxes")
 
@@ -238,18 +252,26 @@ async def read_heartbeats(connection: Connection, limit_s: float) -> Heartbeats:
         TransportError, nats.errors.Error: the registry cannot be read.
     """
     stored = await read_history(connection, REGISTRY, KEY_PREFIX + instance_key("*"))
-    info = await _api(connection, _STREAM_INFO + REGISTRY, limit_s)
-    now = _seconds(info["ts"])
+    if is_guarded(connection.client):
+        # Who may not ask the broker for the time takes that of the newest entry.
+        now = max((_seconds(one.headers[h.STORED_AT]) for one in stored), default=0.0)
+    else:
+        now = _seconds((await _api(connection, _STREAM_INFO + REGISTRY, limit_s))["ts"])
     prefix = len(KEY_PREFIX + instance_key(""))
     beats = {
         one.subject[prefix:]: Beat(
-            age_s=max(0.0, now - _seconds(one.headers["Nats-Time-Stamp"])),
+            age_s=max(0.0, now - _seconds(one.headers[h.STORED_AT])),
             ttl_s=float(h.number(one.headers.get(h.TTL)) or 0),
         )
         for one in stored
         if one.body
     }
     return Heartbeats(beats)
+
+
+def _version(client: Client) -> str:
+    version = client.connected_server_version
+    return f"nats-server {version.major}.{version.minor}.{version.patch}"
 
 
 def _timeout(detail: str, fix: str = "") -> Outcome:

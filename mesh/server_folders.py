@@ -80,12 +80,20 @@ def write_server_folders(keyring: Keyring, folder: Path, servers: Sequence[Serve
     """Write one folder for each server.
 
     Raises:
-        InvalidInputError: two servers have the same name or address, or a host is none.
+        InvalidInputError: two servers have the same name or address, a host is none, or a folder
+            is there already.
         CredentialsError: there is no authority that could sign, or nothing can be written.
     """
     for known in ({one.name for one in servers}, {one.url for one in servers}):
         if len(known) < len(servers):
             raise InvalidInputError("two servers are the same", field="server")
+    taken = [one.name for one in servers if (folder / one.name).exists()]
+    if taken:
+        raise InvalidInputError(
+            f"{folder / taken[0]} is there already: name another folder, or remove it, for its "
+            "server would have another certificate and other neighbours",
+            field="folder",
+        )
     tokens = ServerTokens.of(keyring)
     return [_write(keyring, tokens, folder / one.name, one, servers) for one in servers]
 

@@ -15,11 +15,16 @@ from nats.js.errors import APIError
 
 from mesh.errors import BrokerUnreachableError, StreamMissingError, TransportError
 from mesh.nats_client import is_clustered, is_guarded
+from mesh.uplink import has_uplink
 
 STALLED: Final = (
     "the broker is there and stores nothing, perhaps since its disk was full: `mesh doctor` tells"
 )
 LEADERLESS: Final = "no server of the cluster leads the stream at the moment"
+CUT_OFF: Final = (
+    "the hub does not answer through the server of this site, whose log says why: the hub is down, "
+    "or the site's credentials are missing, revoked or outdated"
+)
 NEW_S: Final = 10.0
 ALIVE_S: Final = 2.0
 """How quickly a broker answers that is there."""
@@ -40,6 +45,8 @@ async def explain(client: Client, error: StreamMissingError, subject: str) -> Tr
     `error` where there is no stream, or this user may not ask; else the stream was stopped, or is
     led by nobody for the moment.
     """
+    if has_uplink(client):
+        return BrokerUnreachableError(CUT_OFF)
     if is_guarded(client):
         return error
     silent = BrokerUnreachableError(LEADERLESS if is_clustered(client) else STALLED)

@@ -52,6 +52,8 @@ class Part:
     name: str
     command: tuple[str, ...]
     environ: Mapping[str, str] = field(default_factory=dict)
+    hopeless: frozenset[int] = frozenset()
+    """Exit codes with which it is not started again: what is wrong will not mend itself."""
 
 
 class Supervisor:
@@ -68,6 +70,8 @@ class Supervisor:
         self._on_line = on_line
         self._restart = restart
         self._stop_grace_s = stop_grace_s
+        self.gave_up = asyncio.Event()
+        """Set when a part is hopeless."""
         self._runners: list[_Runner] = []
         self._keepers: list[asyncio.Task[None]] = []
         self._broken: Exception | None = None
@@ -137,6 +141,9 @@ class Supervisor:
                 how = await runner.ended()
             except PartFailedError as error:
                 how = error.message
+                if error.fields.get("exit_code") in runner.part.hopeless:
+                    self.gave_up.set()
+                    break
         self._tell(runner.part.name, f"{how}; it is not started again")
 
     def _tell(self, name: str, line: str) -> None:

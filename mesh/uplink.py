@@ -44,9 +44,18 @@ async def watch_uplink(client: Client, on_return: Callable[[], Awaitable[None]])
         await asyncio.sleep(PERIOD_S)
 
 
+async def ask_hub(client: Client, timeout_s: float) -> None:
+    """Ask JetStream for a key that is not there: the smallest question that everybody may ask.
+
+    Raises:
+        nats.errors.Error: no answer, or none in time.
+    """
+    await client.request(_QUESTION, _NOBODY, timeout=timeout_s)
+
+
 async def _is_there(client: Client) -> bool:
     try:
-        await client.request(_QUESTION, _NOBODY, timeout=PATIENCE_S)
+        await ask_hub(client, PATIENCE_S)
     except nats.errors.Error:
         return False
     return True

@@ -60,7 +60,7 @@ async def _demo(once: bool, verbose: bool) -> None:
             await _tour(settings, shim2, keeper.url)
             if not once:
                 _invite(settings, keeper.url)
-                await run_until(stop, keeper)
+                await run_until(stop, keeper, supervisor.gave_up)
 
 
 async def _start(

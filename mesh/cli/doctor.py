@@ -88,10 +88,13 @@ async def _examine_broker(connection: "Connection", settings: "Settings") -> lis
 
     from mesh.directory import load_directory
     from mesh.errors import TransportError
+    from mesh.nats_client import is_guarded
     from mesh.provision import check_streams
 
     try:
-        differences = await check_streams(connection, settings)
+        differences = (
+            [] if is_guarded(connection.client) else await check_streams(connection, settings)
+        )
         directory = await load_directory(connection)
     except (TransportError, nats.errors.Error) as error:
         return [Finding("fail", f"streams: {error}", "set them up: mesh up")]
@@ -100,7 +103,9 @@ async def _examine_broker(connection: "Connection", settings: "Settings") -> lis
         names = ", ".join(one.stream for one in missing)
         return [Finding("fail", f"streams are missing: {names}", "set them up: mesh up")]
     findings = [Finding("warn", str(one), "an operator's change, kept") for one in differences]
-    if not differences:
+    if is_guarded(connection.client):
+        findings.append(Finding("ok", "streams and buckets are the hub's: `mesh doctor` there"))
+    elif not differences:
         findings.append(Finding("ok", "streams and buckets are as declared"))
     if directory.is_authoritative:
         findings.append(Finding("ok", "a registrar is alive"))

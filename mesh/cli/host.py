@@ -44,6 +44,7 @@ async def _run(targets: list[str], node: str) -> None:
     from mesh.connection import open_connection
     from mesh.runtime import AgentHost
     from mesh.settings import Settings
+    from mesh.streams import event_durable
     from mesh.supervisor import report_ready
     from mesh.trust.login import Login
 
@@ -51,7 +52,8 @@ async def _run(targets: list[str], node: str) -> None:
     if node:
         settings = replace(settings, node=subjects.require_id(node, "node"))
     agents = [agent for target in targets for agent in _load(target)]
-    login = Login.of(settings, agents=[agent.id for agent in agents])
+    events = [event_durable(agent.id, *event) for agent in agents for event in agent.subscriptions]
+    login = Login.of(settings, agents=[agent.id for agent in agents], events=events)
     name = f"mesh host {settings.node}"
     async with open_connection(login, name=name, patience_s=PATIENCE_S) as connection:
         # Only now: until here Ctrl-C ends the wait for a broker at once.

@@ -39,12 +39,14 @@ def join(
 
     logs.set_up(verbose=verbose)
     exits.run(_join(token, node))
-    typer.echo("Next: mesh run handlers.echo:agent, in another terminal.", err=True)
-    if not only_keep:
-        from mesh.cli.up import run_all
-        from mesh.settings import Settings
+    from mesh.cli.up import next_step, run_all
+    from mesh.settings import Settings
 
-        exits.run(run_all(Settings.from_env(), verbose=verbose))
+    settings = Settings.from_env()
+    if only_keep:
+        typer.echo(f"Next: {next_step(settings)}.", err=True)
+    else:
+        exits.run(run_all(settings, verbose=verbose))
 
 
 async def _join(token: str, node: str) -> None:
@@ -85,8 +87,18 @@ def _require_no_hub(settings: "Settings") -> None:
 def _read(token: str) -> str:
     import sys
 
+    from mesh.errors import InvalidInputError
+    from mesh.trust.invites import PREFIX
+
     if token == "-":
         return sys.stdin.read()
-    if len(token) <= _LONGEST_PATH and Path(token).is_file():
+    is_path = len(token) <= _LONGEST_PATH and ("/" in token or "." in token)
+    if token.startswith(PREFIX) or not (is_path or Path(token[:_LONGEST_PATH]).is_file()):
+        return token
+    try:
         return Path(token).read_text(encoding="utf-8", errors="replace")
-    return token
+    except OSError as error:
+        raise InvalidInputError(
+            f"{token} is no join token, and no file that can be read ({error.strerror})",
+            field="token",
+        ) from None

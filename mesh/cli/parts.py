@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Final
 
+from mesh.cli import exits
 from mesh.errors import PortInUseError
 from mesh.settings import DEFAULT_HTTP_PORTS, Settings
 from mesh.supervisor import Part
@@ -36,7 +37,7 @@ def http(settings: Settings, nats_url: str, *, name: str = "http", monitor_url: 
         "MESH_HTTP_KEY": str(settings.http_key or ""),
         "MESH_NATS_MONITOR_URL": monitor_url or settings.nats_monitor_url,
     }
-    return Part(name, _mesh("up", "http"), environ)
+    return Part(name, _mesh("up", "http"), environ, hopeless=frozenset({exits.NOT_ALLOWED}))
 
 
 def host(name: str, settings: Settings, nats_url: str, *targets: str) -> Part:

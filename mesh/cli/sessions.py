@@ -7,6 +7,7 @@ from mesh.callers import Caller, new_instance_id
 from mesh.client import MeshClient, open_client
 from mesh.connection import open_connection
 from mesh.directory import load_directory
+from mesh.errors import CredentialsError
 from mesh.settings import Settings
 from mesh.trust.login import Login
 
@@ -23,9 +24,15 @@ async def open_session(
         BrokerUnreachableError: there is no broker.
         StreamMissingError: the broker has no mesh on it.
         InvalidIdError: `caller` is no id.
+        CredentialsError: it is somebody whom these credentials do not speak for.
     """
     async with open_connection(Login.of(settings), name=f"mesh {caller}") as connection:
-        identity = Caller(connection.caller(caller), settings.node, new_instance_id())
+        name = connection.caller(caller)
+        if name != caller != DEFAULT_CALLER:
+            raise CredentialsError(
+                f"these credentials do not allow to call as {caller}, but as {name}", path=""
+            )
+        identity = Caller(name, settings.node, new_instance_id())
         directory = await load_directory(connection)
         async with open_client(connection, directory, identity) as client:
             yield client

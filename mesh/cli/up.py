@@ -93,7 +93,8 @@ async def _run_http(settings: "Settings") -> None:
     def on_ready(ports: list[int]) -> None:
         heap.settle()
         if not report_ready():
-            _show(parts.doors(replace(settings, http_ports=tuple(ports))))
+            opened = replace(settings, http_ports=tuple(ports))
+            _show(opened, parts.doors(opened))
 
     await serve(settings, on_ready=on_ready)
 
@@ -104,6 +105,7 @@ async def run_all(settings: "Settings", *, broker_only: bool = False, verbose: b
     from mesh.cli.keeper import BrokerKeeper
     from mesh.cli.signals import stop_on_signals
     from mesh.supervisor import Supervisor
+    from mesh.trust.login import Login
 
     started = time.monotonic()
     stop = stop_on_signals()
@@ -113,29 +115,37 @@ async def run_all(settings: "Settings", *, broker_only: bool = False, verbose: b
     async with keeper.running(), Supervisor(on_line=print_line) as supervisor:
         if not broker_only:
             shim = parts.http(settings, keeper.url, monitor_url=keeper.monitor_url)
-            # Who has joined has the control plane of the hub.
-            control = [] if settings.is_joined else [parts.control(settings, keeper.url)]
+            # Who has joined, or is a node by its credentials, has the control plane of the hub.
+            is_node = settings.is_joined or Login.of(settings).is_guarded
+            control = [] if is_node else [parts.control(settings, keeper.url)]
             await supervisor.start_all([*control, shim])
         _greet(settings, keeper, broker_only, time.monotonic() - started)
-        await run_until(stop, keeper)
+        await run_until(stop, keeper, supervisor.gave_up)
         typer.echo("stopping …", err=True)
 
 
-async def run_until(stop: "asyncio.Event", keeper: "BrokerKeeper") -> None:
+async def run_until(
+    stop: "asyncio.Event", keeper: "BrokerKeeper", gave_up: "asyncio.Event"
+) -> None:
     """Keep the broker alive until `stop` is set.
 
     Raises:
         EmbeddedBrokerError: it cannot be kept alive.
+        CredentialsError: it lets this machine in no more, and a part gave up.
     """
     import asyncio
 
+    from mesh.errors import CredentialsError
+
     watching = asyncio.create_task(keeper.watch())
-    stopping = asyncio.create_task(stop.wait())
-    await asyncio.wait({watching, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
+    ends = {watching, asyncio.create_task(stop.wait()), asyncio.create_task(gave_up.wait())}
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     if watching.done():
         watching.result()
-    watching.cancel()
+    for one in ends:
+        one.cancel()
+    if gave_up.is_set() and not stop.is_set():
+        raise CredentialsError("this machine is let into the mesh no more: join again", path="")
 
 
 def broker_log(*, verbose: bool) -> "OnLog":
@@ -164,10 +174,24 @@ def _greet(settings: "Settings", keeper: "BrokerKeeper", broker_only: bool, took
         shown |= parts.doors(settings)
     if not settings.is_broker_external:
         shown["data"] = str(settings.data_dir)
-    _show(shown)
+    _show(settings, shown)
 
 
-def _show(addresses: "Mapping[str, str]") -> None:
+def _show(settings: "Settings", addresses: "Mapping[str, str]") -> None:
     for name, address in addresses.items():
         typer.echo(f"  {name:<8} {address}")
-    typer.echo('Next: mesh run handlers.echo:agent, then mesh send echo "hello". Ctrl-C stops.')
+    typer.echo(f"Next: {next_step(settings)}. Ctrl-C stops.")
+
+
+def next_step(settings: "Settings") -> str:
+    """Say what can be run here: in a secure mesh that is not everything."""
+    from mesh.trust.keyring import Keyring
+    from mesh.trust.login import Login
+
+    credentials = Login.of(settings).credentials
+    if credentials is None:
+        return 'mesh run handlers.echo:agent, then mesh send echo "hello"'
+    if Keyring.exists(settings.keys_dir):
+        return "mesh keys agent echo, then mesh run handlers.echo:agent"
+    agents = ", ".join(credentials.grant.agents[:8])
+    return f"mesh run MODULE:AGENT, for {agents}" if agents else "mesh send AGENT TEXT"

@@ -15,6 +15,7 @@ from mesh.cli.tables import print_json, print_table
 if TYPE_CHECKING:
     from mesh.settings import Settings
     from mesh.trust.grants import Grant
+    from mesh.trust.invites import Invite
     from mesh.trust.keyring import Keyring
     from mesh.trust.users import User
 
@@ -108,12 +109,15 @@ async def _agent(agents: list[str], node: str, name: str, events: list[str], as_
 async def _invite(
     node: str, agents: str, events: list[str], expires: str, url: str, as_json: bool
 ) -> None:
+    from mesh.errors import InvalidInputError
     from mesh.settings import Settings, authority
     from mesh.trust.grants import Grant
     from mesh.trust.invites import JoinToken
 
     settings = Settings.from_env()
     keyring = _keyring(settings)
+    if node == settings.node:
+        raise InvalidInputError(f"{node} is this machine itself: name the other one", field="node")
     named = _split(agents)
     grant = Grant(node, tuple(named), _durables(named, events))
     made, credentials = keyring.invite(grant, lifetime_s=seconds(expires))
@@ -139,6 +143,8 @@ def _url(settings: "Settings", keyring: "Keyring") -> str:
     """Return where others reach the broker, as far as the hub knows."""
     from urllib.parse import urlsplit
 
+    if settings.is_broker_external:
+        return settings.nats_url
     port = urlsplit(settings.nats_url).port
     urls = [f"tls://{host}:{port}" for host in keyring.hosts]
     if settings.websocket_port:
@@ -223,13 +229,17 @@ async def revoke(name: str, as_json: bool) -> bool:
 async def _users(as_json: bool) -> None:
     from mesh.settings import Settings
 
-    found = _keyring(Settings.from_env()).roster.users()
+    roster = _keyring(Settings.from_env()).roster
+    found, invited = roster.users(), roster.open_invites()
     if as_json:
-        print_json([_shown(one) for one in found])
+        print_json([*map(_shown, found), *map(_promised, invited)])
         return
     rows = [
         (one.name, one.role.value, one.node or "-", ", ".join(one.agents) or "-", _state(one))
         for one in found
+    ]
+    rows += [
+        (one.node, "node", one.node, ", ".join(one.agents) or "-", "invited") for one in invited
     ]
     print_table(("NAME", "ROLE", "NODE", "AGENTS", "STATE"), rows)
 
@@ -259,13 +269,19 @@ def _show_made(keyring: "Keyring", made: "User", as_json: bool) -> None:
     typer.echo(path)
     typer.echo(
         f"Credentials of {made.name}. On this machine they are found by themselves; elsewhere set "
-        "MESH_CREDS to a copy that only its owner can read.",
+        "MESH_CREDS to a copy that only its owner can read, MESH_NATS_URL to where this hub is, "
+        "and MESH_TLS_CA to a copy of keys/tls/ca.pem if there is one.",
         err=True,
     )
 
 
 def _shown(one: "User") -> dict[str, Any]:
     return {**one.model_dump(mode="json", exclude={"revoked"}), "state": _state(one)}
+
+
+def _promised(one: "Invite") -> dict[str, Any]:
+    shown = {"name": one.node, "role": "node", "node": one.node, "agents": list(one.agents)}
+    return {**shown, "expires_at_s": one.expires_at_s, "state": "invited"}
 
 
 def _state(one: "User") -> str:

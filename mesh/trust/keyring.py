@@ -263,7 +263,11 @@ class Keyring:
         with self.roster.locked():
             user = self.roster.user(name)
             if user.is_revoked:
-                raise KeyNotFoundError(f"{name} is revoked: issue it again", key=name)
+                raise KeyNotFoundError(
+                    f"{name} is revoked: make new credentials with `mesh keys invite`, `node`, "
+                    "`agent` or `user`",
+                    key=name,
+                )
             return self._issue(name, user.role, user.grant, revoked=user.all_revoked())
 
     def secret(self, name: Secret) -> KeyPair:

@@ -30,10 +30,13 @@ class Login:
     """Who must have signed the broker's certificate; None: whom this system trusts."""
 
     @classmethod
-    def of(cls, settings: Settings, *, agents: Sequence[str] = ()) -> "Login":
+    def of(
+        cls, settings: Settings, *, agents: Sequence[str] = (), events: Sequence[str] = ()
+    ) -> "Login":
         """Read the credentials that the settings name, or that the keys on this machine hold.
 
-        On the hub it is those of its operator; with `agents`, some with which they may run.
+        On the hub it is those of its operator; with `agents`, some with which they may run, and
+        hear what is called `events`: names of durables.
 
         Raises:
             CredentialsError: there are none for these agents, or they cannot be read, or others
@@ -52,6 +55,7 @@ class Login:
         credentials = Credentials.read(path) if path else None
         if credentials is not None:
             _require_agents(credentials, settings.node, agents)
+            _require_events(credentials, events)
         ca = settings.tls_ca or authority(settings.keys_dir)
         return cls(settings.nats_url, credentials, ca if ca.exists() or settings.tls_ca else None)
 
@@ -146,6 +150,20 @@ def _require_agents(credentials: Credentials, node: str, agents: Sequence[str]) 
     raise CredentialsError(
         f"the credentials of {credentials.name} do not allow to {what}: the hub's operator gives "
         f"others with `mesh keys agent {' '.join(agents)} --node {node}`",
+        path="",
+    )
+
+
+def _require_events(credentials: Credentials, events: Sequence[str]) -> None:
+    """A broker says nothing to who may not hear, either."""
+    missing = [one for one in events if one not in credentials.grant.subscriptions]
+    if credentials.is_core or not missing:
+        return
+    named = [one.partition("@on=")[2].replace("=", ".").replace("+", "*") for one in missing]
+    options = " ".join(f"--on {one}" for one in named)
+    raise CredentialsError(
+        f"the credentials of {credentials.name} do not allow to hear {', '.join(named)}: the hub's "
+        f"operator revokes them, and makes others with {options}",
         path="",
     )
 

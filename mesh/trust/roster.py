@@ -5,6 +5,7 @@ Knows no secret; see `mesh.trust.keyring`.
 
 import fcntl
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -90,6 +91,15 @@ class Roster:
                 field="name",
             )
         return before.revoked if before else {}
+
+    def open_invites(self) -> list[Invite]:
+        """Return what was promised and not taken yet, by node."""
+        found = map(Invite.load, (self.folder / "invites").glob("*.json"))
+        now = time.time()
+        return sorted(
+            (one for one in found if not one.used_by and one.expires_at_s > now),
+            key=lambda one: one.node,
+        )
 
     def save_invite(self, invite: Invite) -> None:
         """Write a promise down."""

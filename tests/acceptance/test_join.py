@@ -2,6 +2,8 @@
 
 import asyncio
 import base64
+import json
+import re
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -288,3 +290,83 @@ async def test_a_door_for_elsewhere_needs_a_certificate(
     told = await run_mesh("up", environ=environ)
     assert told.code == 2
     assert f"{variable}=7422 is for a secure mesh with a certificate" in told.err
+
+
+async def test_an_agent_that_may_not_hear_is_told_before_it_runs(hub: Hub, tmp_path: Path) -> None:
+    """Not by silence: what it listens to stands in its credentials, or it does not start."""
+    folder = tmp_path / "agents"
+    folder.mkdir()
+    (folder / "hearer.py").write_text(
+        "from mesh import Agent\nagent = Agent('hearer')\n\n@agent.on('asker.done')\n"
+        "async def hear(event):\n    print('heard', event.json())\n"
+    )
+    environ: dict[str, Any] = {**laptop(tmp_path), "TEST_CWD": str(folder)}
+    token = await hub.invite("deaf", "--agents", "hearer")
+    assert (await run_mesh("join", "--only-keep", token, environ=environ)).code == 0
+    told = await run_mesh("run", "hearer:agent", environ=environ)
+    assert (told.code, told.out) == (4, "")
+    assert "do not allow to hear asker.done" in told.err
+    assert "--on asker.done" in told.err
+
+
+async def test_a_node_checks_what_it_may(hub: Hub, tmp_path: Path) -> None:
+    """`mesh check` and `mesh doctor` find no fault where there is only no right."""
+    environ = laptop(tmp_path)
+    token = await hub.invite("checker")
+    async with start_mesh("join", token, environ=environ) as joined:
+        await joined.says("mesh is up on checker")
+        port = urlsplit(await joined.says(r"OpenAI +(\S+)")).port
+        own: dict[str, Any] = {**environ, "MESH_HTTP_PORTS": str(port)}
+        checked = await run_mesh("check", environ=own)
+        assert "✓" in checked.out
+        assert "✗" not in checked.out
+        assert "permissions" not in checked.err
+        examined = await run_mesh("doctor", environ=own)
+        assert examined.code == 0, examined.out
+        assert "the hub's" in examined.out
+
+
+async def test_a_node_that_is_revoked_ends(hub: Hub, tmp_path: Path) -> None:
+    """Its door does not knock for ever, and says what to do."""
+    environ = laptop(tmp_path)
+    token = await hub.invite("gone")
+    async with start_mesh("join", token, environ=environ) as joined:
+        await joined.says("mesh is up on gone")
+        assert (await hub.mesh.run("keys", "revoke", "gone")).code == 0
+        await joined.says("let into the mesh no more: join again")
+        assert await asyncio.wait_for(joined.process.wait(), 30) == 4
+
+
+async def test_nobody_calls_under_a_name_that_is_not_his(hub: Hub, tmp_path: Path) -> None:
+    """It is refused, and not done under another one in silence."""
+    environ = laptop(tmp_path)
+    token = await hub.invite("plain")
+    await run_mesh("join", "--only-keep", token, environ=environ)
+    told = await run_mesh("send", "asker", "echo x", "--from", "asker", environ=environ)
+    assert (told.code, told.out) == (4, "")
+    assert "do not allow to call as asker, but as plain" in told.err
+
+
+async def test_what_is_promised_is_seen(hub: Hub) -> None:
+    """An invite that nobody has taken stands in the list, and can be taken back."""
+    await hub.invite("promised", "--agents", "echo")
+    listed = await hub.mesh.run("keys", "users")
+    assert re.search(r"promised +node +promised +echo +invited", listed.out), listed.out
+    assert (await hub.mesh.run("keys", "revoke", "promised")).code == 0
+    assert "promised" not in (await hub.mesh.run("keys", "users")).out
+
+
+async def test_the_hub_invites_not_itself(hub: Hub) -> None:
+    """Nor does it name one address where there are several."""
+    told = await hub.mesh.run("keys", "invite", "node1")
+    assert told.code == 2
+    servers = "tls://a.example:4222,tls://b.example:4222"
+    invited = await hub.mesh.run("keys", "invite", "many", "--json", MESH_NATS_URL=servers)
+    assert json.loads(invited.out)["url"] == servers
+
+
+async def test_no_file_is_no_token(tmp_path: Path) -> None:
+    """Who names a file is told of the file."""
+    told = await run_mesh("join", "./token.txt", environ=laptop(tmp_path))
+    assert told.code == 2
+    assert "no file that can be read" in told.err
