@@ -12,6 +12,12 @@ from mesh.replies import ReplyWriter
 from schemas.chat import ChatReply
 
 PONG: Final = "pong"
+LONGEST_PONG: Final = 1_000
+
+
+def is_pong(body: bytes) -> bool:
+    """Tell whether a final frame answers a ping, or says the same."""
+    return len(body) < LONGEST_PONG and f'"{PONG}"'.encode() in body
 
 
 async def write_pong(writer: ReplyWriter, agent: str) -> None:

@@ -33,6 +33,7 @@ from mesh.shim.pages import Pages
 from mesh.shim.registry import Agent, Agents, Node, Nodes
 from mesh.shim.responses import ResponseCancel, ResponseResource, Responses
 from mesh.shim.rules import LOOPBACK_RULES, Rules
+from mesh.shim.site.pages import CabinetPage, ConnectionsPage, FlowPage, OverviewPage, Site
 from mesh.shim.status import (
     NO_RETRY,
     SERVER,
@@ -97,7 +98,8 @@ class Switch:
 
 def make_endpoints(door: Door, rules: Rules = LOOPBACK_RULES) -> list[Endpoint]:
     """Make everything that answers for `door`."""
-    pages = Pages()
+    pages, tests = Pages(), ConnectionTests(door)
+    site = Site(door, rules, pages, tests)
     endpoints: list[Endpoint] = [
         ChatCompletions(door),
         DirectChat(door),
@@ -112,10 +114,14 @@ def make_endpoints(door: Door, rules: Rules = LOOPBACK_RULES) -> list[Endpoint]:
         Agent(door),
         Nodes(door),
         Node(door),
-        ConnectionTests(door),
+        tests,
         Health(door),
         Live(),
         *pages.files,
+        OverviewPage(site),
+        ConnectionsPage(site),
+        FlowPage(site),
+        CabinetPage(site),
     ]
     described = [*operations_of(endpoints), *OpenApi.operations]
     document = make_document(described, requires_keys=rules.requires_keys)

@@ -9,6 +9,7 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, replace
 from typing import Final
 from urllib.parse import parse_qs
 
@@ -87,6 +88,7 @@ class ConnectionTests:
         self._door = door
         self._running: dict[tuple[Doors, Selection], _SharedTest] = {}
         self._turns = asyncio.Semaphore(TESTS_AT_ONCE)
+        self.last_run = LastRun()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. A query that cannot be is raised as an `InvalidInputError`."""
@@ -117,7 +119,8 @@ class ConnectionTests:
         test = self._running.get(key)
         if test is None or test.is_over:
             client, connection = self._door.client, self._door.connection
-            test = _SharedTest(ConnectionTest(client, connection, doors, selection), self._turns)
+            trying = ConnectionTest(client, connection, doors, selection)
+            test = _SharedTest(trying, self._turns, self.last_run)
             self._running[key] = test
         test.watchers += 1
         try:
@@ -130,6 +133,48 @@ class ConnectionTests:
                 await test.stop()
 
 
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """What is said of the newest test as a whole."""
+
+    started_at: str = ""
+    """Empty where none has run yet."""
+    is_running: bool = False
+    planned: int = 0
+    done: int = 0
+    took_ms: float | None = None
+    """None as long as it runs."""
+    state: str = ""
+    """What it came to."""
+
+
+class LastRun:
+    """What tests have found since this door was opened, each way's newest result."""
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.facts = RunFacts()
+        self.results: dict[tuple[Method, str | None, str | None], ProbeResult] = {}
+
+    def begin(self, started_at: str, planned: int) -> None:
+        """A test begins."""
+        self._tell(RunFacts(started_at, is_running=True, planned=planned))
+
+    def add(self, result: ProbeResult) -> None:
+        """A way was tried."""
+        self.results[result.method, result.agent_id, result.node] = result
+        self._tell(replace(self.facts, done=self.facts.done + 1))
+
+    def end(self, end: ProbeEnd | None) -> None:
+        """The test is over; None: nobody waited for its end."""
+        took_ms, state = (end.took_ms, end.summary.state.value) if end else (None, "")
+        self._tell(replace(self.facts, is_running=False, took_ms=took_ms, state=state))
+
+    def _tell(self, facts: RunFacts) -> None:
+        self.facts = facts
+        self.version += 1
+
+
 class _SharedTest:
     """A test that runs, and whoever watches it.
 
@@ -137,7 +182,7 @@ class _SharedTest:
         InvalidInputError: what is selected is not known.
     """
 
-    def __init__(self, test: ConnectionTest, turns: asyncio.Semaphore) -> None:
+    def __init__(self, test: ConnectionTest, turns: asyncio.Semaphore, run: LastRun) -> None:
         try:
             self.planned = len(test.cells())
         except RegistryError as error:
@@ -148,16 +193,22 @@ class _SharedTest:
         self.is_over = False
         self._news = asyncio.Event()
         self._turns = turns
+        self._run_shown = run
         self._task = asyncio.create_task(self._run(test))
 
     async def _run(self, test: ConnectionTest) -> ProbeEnd:
+        end = None
         try:
             async with self._turns, aclosing(test.run()) as results:
+                self._run_shown.begin(self.builder.started_at, self.planned)
                 async for result in results:
                     self.builder.add(result)
+                    self._run_shown.add(result)
                     self._tell()
-            return self.builder.end()
+            end = self.builder.end()
+            return end
         finally:
+            self._run_shown.end(end)
             self.is_over = True
             self._tell()
 

@@ -17,7 +17,7 @@ from mesh.shim.door import Door
 from mesh.shim.guard import is_stranger, may_call
 from mesh.shim.http import base_url
 from mesh.shim.operations import EXAMPLE_AGENT, EXAMPLE_NODE, Operation, Tag
-from mesh.shim.pages import Pages
+from mesh.shim.pages import Pages, root_of
 from mesh.shim.reference import Described, read_chapters, read_models
 from schemas.registry import State
 
@@ -53,18 +53,21 @@ class Docs:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        await self._pages.send(send, self._page(_shown_url(scope), self._names(scope)))
+        page = self._page(root_of(scope), _shown_url(scope), self._names(scope))
+        await self._pages.send(scope, send, page)
 
-    def _page(self, url: str, names: Mapping[str, str]) -> bytes:
-        key = (url, *names.values())
+    def _page(self, root: str, url: str, names: Mapping[str, str]) -> bytes:
+        key = (root, url, *names.values())
         if (page := self._rendered.get(key)) is None:
             if len(self._rendered) >= PAGES_KEPT:
                 self._rendered.clear()
-            page = self._rendered[key] = self._render(Commands(self._document, url, names))
+            page = self._rendered[key] = self._render(root, Commands(self._document, url, names))
         return page
 
-    def _render(self, commands: "Commands") -> bytes:
+    def _render(self, root: str, commands: "Commands") -> bytes:
         context = {
+            "root": root,
+            "here": "/docs",
             "info": self._document["info"],
             "python": commands.python(),
             "chapters": self._chapters,

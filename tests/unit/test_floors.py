@@ -90,6 +90,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
                 "mesh.client",
                 "mesh.context",
                 "mesh.agent",
+                "mesh.traffic",
             }
         ),
     ),

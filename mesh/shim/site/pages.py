@@ -1,0 +1,199 @@
+"""The endpoints of the pages: each as HTML, and live for whoever accepts `text/event-stream`."""
+
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from starlette.types import Receive, Scope, Send
+
+from mesh.errors import AgentNotFoundError, InvalidIdError, MeshError
+from mesh.shim.connection_test import ConnectionTests
+from mesh.shim.door import Door
+from mesh.shim.guard import key_of, may_call, require_agent
+from mesh.shim.http import base_url, read_headers
+from mesh.shim.operations import Operation, Tag
+from mesh.shim.pages import Pages, root_of
+from mesh.shim.paging import Query
+from mesh.shim.rules import Rules
+from mesh.shim.site.feed import Feed
+from mesh.shim.site.rows import Allows
+from mesh.shim.site.snippets import Address
+from mesh.shim.site.sources import Sources
+from mesh.shim.site.views import Cabinet, Connections, Flow, Overview, Painter, Reader, View
+from mesh.shim.sse import EventStream
+from mesh.shim.status import failure
+from mesh.shim.waiting import beside
+
+PAINTERS_KEPT: Final = 500
+_EVENTS: Final = "text/event-stream"
+
+
+class Site:
+    """What the pages share: where they read, how they are painted, and who has them open."""
+
+    def __init__(self, door: Door, rules: Rules, pages: Pages, tests: ConnectionTests) -> None:
+        self.door = door
+        self.pages = pages
+        self.sources = Sources(door, tests)
+        self._needs_key = rules.requires_keys
+        self._macros = pages.macros("parts.html")
+        self._painters: dict[tuple[str, str], Painter] = {}
+        self._feeds: dict[tuple[str, Reader], Feed] = {}
+
+    def reader(self, scope: Scope, parameters: tuple[str, ...]) -> Reader:
+        """Return who reads, as far as a page depends on it.
+
+        Raises:
+            InvalidInputError: the query has a parameter that the page has not.
+        """
+        key = key_of(scope)
+        query = Query.read(scope, parameters).values
+        return Reader(
+            root=root_of(scope),
+            address=Address(base_url(scope), self._nats_url(), self._needs_key),
+            key=key.id if key is not None and key.agents else "",
+            query=tuple(sorted((name, value) for name, value in query.items() if value)),
+        )
+
+    def painter(self, page: str, root: str) -> Painter:
+        """Return what has painted this page before, if it has."""
+        if (page, root) not in self._painters:
+            if len(self._painters) >= PAINTERS_KEPT:
+                self._painters.clear()
+            self._painters[page, root] = Painter(self._macros, root)
+        return self._painters[page, root]
+
+    def feed(self, page: str, reader: Reader, view: View) -> Feed:
+        """Return the feed of a page, which its readers share."""
+        found = self._feeds.get((page, reader))
+        if found is None or not found.is_read:
+            self._feeds = {key: one for key, one in self._feeds.items() if one.is_read}
+            found = self._feeds[page, reader] = Feed(view, self.sources)
+        return found
+
+    def _nats_url(self) -> str:
+        url = self.door.connection.client.connected_url
+        if url is None:
+            return "nats://127.0.0.1:4222"
+        split = urlsplit(url.geturl())
+        return f"{split.scheme}://{split.netloc.rpartition('@')[2]}"
+
+
+class _Page:
+    """One page. A subclass says where it is, and what is on it."""
+
+    operations: tuple[Operation, ...]
+    parameters: tuple[str, ...] = ()
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        try:
+            reader = self._site.reader(scope, self.parameters)
+            view = self._view(scope, reader)
+        except MeshError as error:
+            await self._refuse(scope, send, error)
+            return
+        if _EVENTS in read_headers(scope).get("accept", ""):
+            await self._follow(scope["path"], reader, view, receive, send)
+        else:
+            await self._show(scope, reader, view, send)
+
+    def _view(self, scope: Scope, reader: Reader) -> View:
+        raise NotImplementedError
+
+    def _painter(self, scope: Scope, reader: Reader) -> Painter:
+        return self._site.painter(scope["path"], reader.root)
+
+    async def _show(self, scope: Scope, reader: Reader, view: View, send: Send) -> None:
+        # Watched for a moment, so that a page that is looked at again and again knows the traffic.
+        async with self._site.sources.traffic.watching():
+            context = {
+                **view.context(),
+                "root": reader.root,
+                "here": self.operations[0].path,
+                "title": view.title,
+                "parts": view.parts(),
+            }
+        page = self._site.pages.render(view.template, context)
+        await self._site.pages.send(scope, send, page)
+
+    async def _follow(
+        self, page: str, reader: Reader, view: View, receive: Receive, send: Send
+    ) -> None:
+        stream = EventStream(send, {}, pace=self._site.door.pace)
+        async with self._site.sources.traffic.watching():
+            with self._site.door.waiting(receive) as over:
+                feed = self._site.feed(page, reader, view)
+                try:
+                    await beside(over, stream.relay(feed.events()))
+                except MeshError as error:
+                    # This door closes; the browser comes again by itself.
+                    if not stream.has_begun:
+                        raise
+                    await stream.fail(b": %b\n\n" % error.code.encode())
+
+    async def _refuse(self, scope: Scope, send: Send, error: MeshError) -> None:
+        status = failure(error).status
+        if isinstance(error, AgentNotFoundError | InvalidIdError):
+            status = 404
+        context: dict[str, Any] = {
+            "root": root_of(scope),
+            "here": "",
+            "title": "Not found" if status == 404 else "Not possible",
+            "message": error.message,
+            "parts": {},
+        }
+        page = self._site.pages.render("refused.html", context)
+        await self._site.pages.send(scope, send, page, status)
+
+
+def _operation(name: str, path: str, summary: str) -> tuple[Operation, ...]:
+    return (Operation(name, "GET", path, Tag.DOCUMENTATION, summary, is_listed=False),)
+
+
+class OverviewPage(_Page):
+    """`GET /`: what is in the mesh."""
+
+    operations = _operation("getOverview", "/", "See the mesh")
+
+    def _view(self, scope: Scope, reader: Reader) -> View:
+        return Overview(self._site.sources, self._painter(scope, reader), reader, _allows(scope))
+
+
+class ConnectionsPage(_Page):
+    """`GET /agents/connections`: the ways to every agent, and what the test says of them."""
+
+    operations = _operation("getConnections", "/agents/connections", "See the connections")
+    parameters = ("node", "state", "q")
+
+    def _view(self, scope: Scope, reader: Reader) -> View:
+        return Connections(self._site.sources, self._painter(scope, reader), reader, _allows(scope))
+
+
+class FlowPage(_Page):
+    """`GET /flow`: who asks whom."""
+
+    operations = _operation("getFlow", "/flow", "See the traffic")
+
+    def _view(self, scope: Scope, reader: Reader) -> View:
+        return Flow(self._site.sources, self._painter(scope, reader), reader, _allows(scope))
+
+
+class CabinetPage(_Page):
+    """`GET /agent/{id}`: one agent."""
+
+    operations = _operation("getCabinet", "/agent/{id}", "See an agent")
+
+    def _view(self, scope: Scope, reader: Reader) -> View:
+        agent = scope["path_params"]["id"]
+        require_agent(scope, agent)
+        self._site.sources.directory.standing(agent)
+        return Cabinet(
+            self._site.sources, self._painter(scope, reader), reader, _allows(scope), agent
+        )
+
+
+def _allows(scope: Scope) -> Allows:
+    return lambda agent: may_call(scope, agent)
