@@ -23,6 +23,8 @@ from handlers.dead_letters import router as dead_letters_router
 from handlers.history import router as history_router
 from handlers.joins import KEYRING
 from handlers.joins import router as joins_router
+from handlers.presence import PEOPLE
+from handlers.presence import router as presence_router
 from handlers.registrar import Registrar
 from handlers.registry import router as registry_router
 from handlers.watchdog import Watchdog
@@ -31,6 +33,7 @@ from mesh.connection import PING_INTERVAL_S, Connection
 from mesh.directory import follow_directory
 from mesh.errors import BrokerUnreachableError, TransportError
 from mesh.nats_client import insist_on_tls
+from mesh.presence import follow_people
 from mesh.provision import ensure_streams
 from mesh.runtime import describe_process
 from mesh.settings import Settings
@@ -67,7 +70,10 @@ def create_app(
         max_outstanding_pings=2,
         drain_timeout=3,
         reconnected_cb=control.reconnected,
-        routers=(registry_router, cancel_router, dead_letters_router, history_router, joins_router),
+        routers=(
+            *(registry_router, cancel_router, dead_letters_router),
+            *(history_router, joins_router, presence_router),
+        ),
         logger=logging.getLogger("mesh.faststream"),
         log_level=logging.DEBUG,
     )
@@ -146,6 +152,7 @@ class _Control:
             for difference in await ensure_streams(connection, self._settings):
                 logger.warning("left as it is: %s", difference)
             directory = await stack.enter_async_context(follow_directory(connection))
+            people = await stack.enter_async_context(follow_people(connection, directory.clock))
             instance = describe_process(self._settings.node, Role.REGISTRAR)
             registrar = Registrar(connection, directory, self._settings, instance, self._keyring)
             self._registrar = registrar
@@ -153,6 +160,7 @@ class _Control:
             context.set_global("registrar", registrar)
             context.set_global(LINK, connection)
             context.set_global(KEYRING, self._keyring)
+            context.set_global(PEOPLE, people)
             watchdog = Watchdog(lambda: client.is_connected)
             self._tasks.start(watchdog.tick_forever())
             stack.push_async_callback(connection.release)

@@ -30,6 +30,7 @@ Our exception hierarchy:
     ├─ AccessError
     │  ├─ UnauthenticatedError
     │  ├─ NotAllowedError          .agent
+    │  ├─ PresenceRefusedError     .user
     │  └─ KeyNotFoundError         .key
     ├─ TrustError
     │  ├─ InvalidKeyError
@@ -240,6 +241,12 @@ class NotAllowedError(AccessError):
     """The API key is valid, and not for this agent."""
 
     code = "not_allowed"
+
+
+class PresenceRefusedError(AccessError):
+    """The Matrix homeserver does not take this user's token, or this door may not tell presence."""
+
+    code = "presence_refused"
 
 
 class KeyNotFoundError(AccessError):

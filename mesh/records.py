@@ -132,6 +132,11 @@ class Records:
             self.apply(entry)
 
     @property
+    def clock(self) -> BrokerClock:
+        """The broker's clock, as this reader hears it by every heartbeat."""
+        return self._clock
+
+    @property
     def is_authoritative(self) -> bool:
         """Whether a registrar is alive, so that silence means offline."""
         return bool(self._registrars)

@@ -51,6 +51,7 @@ KNOWN_VARIABLES: Final = {
     "MESH_HTTP_ALLOWED_HOSTS": "host names that HTTP clients may ask for, with commas",
     "MESH_HTTP_CORS_ORIGINS": "origins of web pages that may call the HTTP shim, with commas",
     "MESH_REPLICAS": "copies of every stream: 1 on one server, 3 on a cluster",
+    "MESH_MATRIX_URL": "Matrix homeserver that people's presence is passed on to",
     "MESH_MAILBOX_MAX": "requests that wait for one agent at most",
     "MESH_HEARTBEAT_S": "seconds between heartbeats",
     "MESH_SYNC_INTERVAL": "how often the embedded broker syncs to disk: a duration, or 'always'",
@@ -103,6 +104,8 @@ class Settings:
     http_auth: str = "auto"
     http_allowed_hosts: tuple[str, ...] = ()
     http_cors_origins: tuple[str, ...] = ()
+    matrix_url: str = ""
+    """The homeserver that people's presence is passed on to; empty: none."""
     replicas: int = 1
     mailbox_max: int = 1_000
     heartbeat_s: float = 5.0
@@ -171,6 +174,7 @@ class Settings:
             http_auth=read.one_of("MESH_HTTP_AUTH", HTTP_AUTH_MODES),
             http_allowed_hosts=read.several("MESH_HTTP_ALLOWED_HOSTS", _HOST_NAME, _HOST_EXAMPLE),
             http_cors_origins=read.several("MESH_HTTP_CORS_ORIGINS", _ORIGIN, _ORIGIN_EXAMPLE),
+            matrix_url=read.http_url("MESH_MATRIX_URL", ""),
             replicas=read.integer("MESH_REPLICAS", 1, minimum=1, maximum=5),
             mailbox_max=read.integer("MESH_MAILBOX_MAX", 1_000, minimum=1, maximum=1_000_000),
             heartbeat_s=read.seconds("MESH_HEARTBEAT_S", 5.0, minimum=0.2),

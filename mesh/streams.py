@@ -31,6 +31,7 @@ DEAD: Final = "DEAD"
 AUDIT: Final = "AUDIT"
 REGISTRY: Final = f"KV_{subjects.REGISTRY_BUCKET}"
 ACCESS: Final = f"KV_{subjects.ACCESS_BUCKET}"
+PRESENCE: Final = f"KV_{subjects.PRESENCE_BUCKET}"
 
 DAY_S: Final = 86_400.0
 GIB: Final = 1024**3
@@ -99,6 +100,7 @@ def stream_configs(settings: Settings) -> list[StreamConfig]:
         ),
         _registry(settings),
         _access(settings),
+        _presence(settings),
         _audit(settings),
     ]
 
@@ -206,6 +208,25 @@ def _access(settings: Settings) -> StreamConfig:
         allow_rollup_hdrs=True,
         deny_delete=True,
         duplicate_window=120.0,
+    )
+
+
+def _presence(settings: Settings) -> StreamConfig:
+    """Who of the people is there: written every 30 s by each of their clients."""
+    return _stream(
+        PRESENCE,
+        ["$KV.presence.>"],
+        settings,
+        discard=DiscardPolicy.NEW,
+        max_msgs_per_subject=1,
+        max_bytes=GIB // 16,
+        allow_direct=True,
+        allow_rollup_hdrs=True,
+        deny_delete=True,
+        allow_msg_ttl=True,
+        subject_delete_marker_ttl=60.0,
+        duplicate_window=120.0,
+        republish=RePublish(src="$KV.presence.>", dest="presence.event.>"),
     )
 
 

@@ -34,8 +34,11 @@ MAX_DELIVERIES_ADVISORIES: Final = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.I
 TERMINATED_ADVISORIES: Final = "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.INBOX.*"
 ELECTION_ADVISORIES: Final = "$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED.*"
 
+ALL_PRESENCE: Final = "presence.heartbeat.*"
+PRESENCE_EVENTS: Final = "presence.event.>"
 REGISTRY_BUCKET: Final = "registry"
 ACCESS_BUCKET: Final = "access"
+PRESENCE_BUCKET: Final = "presence"
 ANY_INSTANCE: Final = "any"
 """Stands for the process in the reply subject of an idempotent call: every replica of a caller
 must find the same ledger."""
@@ -48,6 +51,7 @@ _ID: Final = ID_PATTERN.pattern
 _REPLY_PATTERN: Final = re.compile(rf"agent\.{_ID}\.reply(\.{_CALL}\.{_CALL}(\.{_ID})?)?")
 _INBOX_PATTERN: Final = re.compile(r"_INBOX[\w-]{0,64}(\.[\w$=+-]{1,64}){1,8}", re.ASCII)
 """Bounded: a subject over the broker's control line closes a nats-py client for ever."""
+_USER_TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{1,400}")
 _EVENT_PATTERN: Final = re.compile(r"[a-z0-9_-]{1,64}(\.[a-z0-9_-]{1,64}){0,3}")
 
 
@@ -190,6 +194,13 @@ def waiting(caller: str) -> str:
 def join(invite: str) -> str:
     """Requests of a machine that was invited."""
     return f"registry.join.{require_id(invite, 'invite')}"
+
+
+def presence_heartbeat(user_token: str) -> str:
+    """A client of a person says how it is; the token is the user id in base64url."""
+    if not _USER_TOKEN.fullmatch(user_token):
+        raise InvalidInputError(f"{user_token[:80]!r} is no user's token", field="user")
+    return f"presence.heartbeat.{user_token}"
 
 
 def lookup(agent: str) -> str:

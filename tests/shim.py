@@ -14,10 +14,12 @@ from mesh.callers import Caller, new_instance_id
 from mesh.client import open_client
 from mesh.connection import Connection
 from mesh.directory import Directory
+from mesh.presence import People
 from mesh.runtime import AgentHost
 from mesh.shim.app import create_app
 from mesh.shim.door import Door
 from mesh.shim.listener import HttpServer
+from mesh.shim.matrix import MatrixBridge
 from mesh.shim.protocol import MAX_CONNECTIONS, Patience
 from mesh.shim.rules import LOOPBACK_RULES, Rules
 from mesh.shim.sse import PACE, Pace
@@ -40,6 +42,8 @@ async def serving(
     monitor_url: str = "",
     pace: Pace = PACE,
     send_buffer_bytes: int | None = None,
+    people: People | None = None,
+    matrix: MatrixBridge | None = None,
 ) -> AsyncIterator[str]:
     """Answer HTTP on a free port, by a connection that is open; gives the base URL.
 
@@ -47,7 +51,15 @@ async def serving(
     """
     caller = Caller("http", "node1", new_instance_id())
     async with open_client(connection, directory, caller) as client:
-        door = Door(client, connection, caller, monitor_url=monitor_url, pace=pace)
+        door = Door(
+            client,
+            connection,
+            caller,
+            monitor_url=monitor_url,
+            pace=pace,
+            people=people,
+            matrix=matrix,
+        )
         app = create_app(door, rules)
         server = HttpServer(app, patience=patience, max_connections=max_connections)
         task = asyncio.create_task(server.serve())

@@ -6,7 +6,21 @@ from typing import Annotated
 
 import typer
 
-from mesh.cli import agents, ask, calls, check, dead, demo, doctor, host, join, keys, publish, up
+from mesh.cli import (
+    agents,
+    ask,
+    calls,
+    check,
+    dead,
+    demo,
+    doctor,
+    host,
+    join,
+    keys,
+    publish,
+    up,
+    who,
+)
 
 app = typer.Typer(
     name="mesh",
@@ -32,6 +46,7 @@ app.command(name="publish")(publish.publish)
 app.command(name="agents")(agents.list_agents)
 app.command(name="nodes")(agents.list_nodes)
 app.command(name="agent")(agents.show_agent)
+app.command(name="who")(who.who)
 app.command(name="check")(check.check)
 app.add_typer(dead.app, name="dead")
 app.add_typer(keys.app, name="keys")

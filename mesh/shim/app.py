@@ -30,6 +30,7 @@ from mesh.shim.openai import ChatCompletions
 from mesh.shim.openapi import OpenApi, make_document
 from mesh.shim.operations import Endpoint, Operation
 from mesh.shim.pages import Pages
+from mesh.shim.presence import Presence, PresenceReports
 from mesh.shim.registry import Agent, Agents, Node, Nodes
 from mesh.shim.responses import ResponseCancel, ResponseResource, Responses
 from mesh.shim.rules import LOOPBACK_RULES, Rules
@@ -115,6 +116,8 @@ def make_endpoints(door: Door, rules: Rules = LOOPBACK_RULES) -> list[Endpoint]:
         Nodes(door),
         Node(door),
         tests,
+        PresenceReports(door),
+        Presence(door, site.sources),
         Health(door),
         Live(),
         *pages.files,

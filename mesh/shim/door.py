@@ -11,7 +11,10 @@ from starlette.types import Receive
 from mesh.access import Access
 from mesh.callers import Caller
 from mesh.client import MeshClient
+from mesh.clock import BrokerClock
 from mesh.connection import Connection
+from mesh.presence import People
+from mesh.shim.matrix import MatrixBridge
 from mesh.shim.sse import PACE, Pace
 from mesh.shim.waiting import Patrol, Waiting
 
@@ -31,6 +34,8 @@ class Door:
         monitor_url: str = "",
         certificate: Path | None = None,
         pace: Pace = PACE,
+        people: People | None = None,
+        matrix: MatrixBridge | None = None,
     ) -> None:
         self.client = client
         self.connection = connection
@@ -38,6 +43,10 @@ class Door:
         """Who calls when a client does not say who it is."""
         self.access = Access(connection)
         """The API keys."""
+        self.people = people or People(BrokerClock())
+        """Who of the people is there."""
+        self.matrix = matrix
+        """The way to a homeserver; None where none is named."""
         self.pace = pace
         """Of streamed answers."""
         self.monitor_url = monitor_url

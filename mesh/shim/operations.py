@@ -49,6 +49,11 @@ class Tag(Enum):
         "Who is known, where it runs, and when it was last heard of. An API key that is for some "
         "agents shows no others.",
     )
+    PRESENCE = (
+        "Presence",
+        "Who is there: people, by their browsers, and agents. A page reports by "
+        "`static/presence.js`, which counts activity, hidden pages and closed ones.",
+    )
     MODELS = ("Models", "To OpenAI's clients, agents are models.")
     HEALTH = ("Health", "For load balancers and supervisors. These need no API key.")
     DOCUMENTATION = ("Documentation", "This API, for programs.")

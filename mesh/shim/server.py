@@ -29,11 +29,13 @@ from mesh.errors import (
 )
 from mesh.heartbeat import beat_forever
 from mesh.nats_client import is_guarded
+from mesh.presence import People, follow_people
 from mesh.runtime import describe_process
 from mesh.settings import Settings
 from mesh.shim.app import create_app
 from mesh.shim.door import Door
 from mesh.shim.listener import HttpServer, connection_limit
+from mesh.shim.matrix import MatrixBridge
 from mesh.shim.rules import rules_for
 from mesh.trust.login import Login
 from schemas.registry import Heartbeat, Instance, Role
@@ -86,6 +88,10 @@ async def serve_on(
         instance = describe_process(settings.node, Role.HTTP)
         caller = Caller(connection.caller(CALLER_ID), settings.node, instance.instance)
         client = await stack.enter_async_context(open_client(connection, directory, caller))
+        people = await _people(stack, connection, directory)
+        matrix = MatrixBridge(settings.matrix_url) if settings.matrix_url else None
+        if matrix is not None:
+            stack.push_async_callback(matrix.close)
         tasks = BackgroundTasks()
         stack.push_async_callback(_leave, connection, instance)
         stack.push_async_callback(tasks.cancel)
@@ -97,6 +103,8 @@ async def serve_on(
             caller,
             monitor_url=settings.nats_monitor_url,
             certificate=settings.http_cert,
+            people=people,
+            matrix=matrix,
         )
         rules = rules_for(settings, [one.getsockname()[0] for one in sockets])
         if rules.requires_keys:
@@ -241,6 +249,19 @@ async def _follow(stack: AsyncExitStack, connection: Connection) -> Directory:
             if asyncio.get_running_loop().time() > deadline:
                 raise
         await asyncio.sleep(0.2)
+
+
+async def _people(
+    stack: AsyncExitStack, connection: Connection, directory: Directory
+) -> People | None:
+    if is_guarded(connection.client):
+        return None  # Who of the people is there, the hub knows.
+    try:
+        return await stack.enter_async_context(follow_people(connection, directory.clock))
+    except StreamMissingError:
+        # An older control plane has made the streams. Everything else works without.
+        logger.warning("the mesh has no bucket of presence: start its control plane again")
+        return None
 
 
 async def _announce(connection: Connection, instance: Instance) -> None:

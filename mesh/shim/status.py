@@ -116,6 +116,7 @@ TABLE: Final[dict[type[MeshError], Row]] = {
     errors.AccessError: _INTERNAL,
     errors.UnauthenticatedError: Row(401, AUTHENTICATION, "invalid_api_key", asks_for_key=True),
     errors.NotAllowedError: Row(403, PERMISSION, "agent_not_allowed", param="model"),
+    errors.PresenceRefusedError: Row(403, PERMISSION, "presence_refused"),
     errors.KeyNotFoundError: _INTERNAL,
     errors.TrustError: _INTERNAL,
     errors.InvalidKeyError: _INTERNAL,

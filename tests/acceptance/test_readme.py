@@ -80,12 +80,13 @@ async def test_the_responses_api_answers(workshop: Workshop) -> None:
         (0, '"content":"You said: hello"'),
         (1, '{"agent_id":"parrot","node":"node1"'),
         (2, '{"agent_id":"parrot","node":"node1","response":"You said: hello"'),
+        (3, '{"matrix_user_id":"@ann:example.org","state":"online","matrix":"off"}'),
     ],
 )
 async def test_the_curl_lines_work(workshop: Workshop, number: int, wanted: str) -> None:
     """Word for word, but for the ports."""
-    found = re.findall(r"\$ (curl .*?)\n\{", README, re.DOTALL)
-    assert len(found) == 3
+    found = re.findall(r"\$ (curl (?:.*\\\n)*.*)\n\{", README)
+    assert len(found) == 4
     router = workshop.mesh.http_url.removesuffix("/v1")
     line = found[number].replace("http://127.0.0.1:9102", router)
     line = line.replace("http://127.0.0.1:9205", workshop.mesh.registry_url)

@@ -15,13 +15,18 @@ Ask = Callable[[str, str], Awaitable[Any]]
 """Runs a scenario of a script against an agent, and returns what it tells."""
 
 
-def script(name: str, url: str) -> Ask:
-    """Return the scenarios of a script, against the door at `url`."""
+def node_binary() -> Path:
+    """Return a Node.js that is new enough, with the packages beside it."""
     modules = FOLDER / "node_modules"
     if os.environ.get("MESH_TEST_NO_NPM") or not (modules / ".mesh-setup").exists():
         pytest.skip("NOT RUN: the JavaScript clients are not installed; scripts/node-env does it")
     # One of npm's own, where the machine's is too old for the clients.
-    node = next(modules.glob("node-*/bin/node"), Path("node"))
+    return next(modules.glob("node-*/bin/node"), Path("node"))
+
+
+def script(name: str, url: str) -> Ask:
+    """Return the scenarios of a script, against the door at `url`."""
+    node = node_binary()
 
     async def run(scenario: str, agent_id: str) -> Any:
         process = await asyncio.create_subprocess_exec(

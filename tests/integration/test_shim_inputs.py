@@ -170,7 +170,7 @@ async def test_a_body_at_the_limit_is_carried(
     ("method", "path", "status", "code"),
     [
         ("GET", "/nowhere", 404, "unknown_url"),
-        ("GET", "/", 404, "unknown_url"),
+        ("GET", "/agents", 404, "unknown_url"),
         ("POST", "/v1/completions", 404, "unknown_url"),
         ("GET", CHAT, 405, "method_not_supported"),
         ("DELETE", "/v1/models", 405, "method_not_supported"),

@@ -70,6 +70,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
                 "mesh.standing",
                 "mesh.directory",
                 "mesh.heartbeat",
+                "mesh.presence",
                 "mesh.enrolment",
                 "mesh.joining",
             }

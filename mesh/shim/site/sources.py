@@ -3,13 +3,18 @@
 All of it is in memory. `version` changes with any of it.
 """
 
+import time
 from collections.abc import Hashable, Sequence
-from typing import Any
+from typing import Final
 
 from mesh.directory import Directory
 from mesh.shim.connection_test import ConnectionTests
 from mesh.shim.door import Door
 from mesh.traffic import Traffic, TrafficLog
+from schemas.presence import PersonView
+
+PEOPLE_S: Final = 0.2
+"""How old the list of people may be: many pages ask for it."""
 
 
 class Sources:
@@ -17,6 +22,7 @@ class Sources:
 
     def __init__(self, door: Door, tests: ConnectionTests) -> None:
         self._door = door
+        self._people: tuple[float, tuple[PersonView, ...]] = (0.0, ())
         self.tests = tests
         self.traffic = Traffic(door.connection)
 
@@ -45,20 +51,22 @@ class Sources:
         """Whether calls of others are heard here."""
         return self.traffic.is_visible
 
-    def people(self) -> Sequence[Any]:
-        """Return who is present."""
-        return ()
-
-    def people_online(self) -> int:
-        """Return how many people are online."""
-        return 0
+    def people(self) -> Sequence[PersonView]:
+        """Return who was there within a day, as of this moment or the one before."""
+        read_at, people = self._people
+        if (now := time.monotonic()) - read_at > PEOPLE_S:
+            people = tuple(self._door.people.views())
+            self._people = (now, people)
+        return people
 
     @property
     def version(self) -> Hashable:
         """What is the same as long as nothing has changed, but for the traffic."""
+        people = tuple((one.matrix_user_id, one.state, one.status_msg) for one in self.people())
         return (
             self.directory.version,
             self.directory.is_authoritative,
             self.tests.last_run.version,
             self.is_connected,
+            people,
         )

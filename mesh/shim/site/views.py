@@ -12,11 +12,13 @@ from typing import Any, Final, Protocol
 from markupsafe import Markup
 
 from mesh.errors import AgentNotFoundError
+from mesh.presence import user_token
 from mesh.shim.connection_test import LastRun
 from mesh.shim.site.drawings import route, traffic_map
 from mesh.shim.site.rows import AgentRow, Allows, NodeRow, agent_row, agent_rows, node_rows
 from mesh.shim.site.snippets import Address, remote_call, snippets, test_command
 from mesh.shim.site.sources import Sources
+from schemas.presence import PersonView, PresenceState
 from schemas.probe import Method
 from schemas.registry import State
 
@@ -98,7 +100,6 @@ class _Base:
             nodes=len(nodes),
             agents_up=sum(one.is_up for one in rows),
             agents=len(rows),
-            people=sources.people_online(),
             is_connected=sources.is_connected,
             is_watched=sources.directory.is_authoritative,
             has_traffic=self._sees_traffic,
@@ -119,7 +120,6 @@ class Strip:
     nodes: int
     agents_up: int
     agents: int
-    people: int
     is_connected: bool
     is_watched: bool
     has_traffic: bool
@@ -140,7 +140,7 @@ class Overview(_Base):
         """See `View`."""
         rows = self._rows()
         nodes = self._nodes(rows)
-        people = self._sources.people()
+        people = [_shown_person(one) for one in self._sources.people()]
         return {
             "strip": self._numbers(rows, nodes),
             "nodes": self._paint.many("node_card", "node", nodes),
@@ -148,6 +148,29 @@ class Overview(_Base):
             "people": self._paint.many("person", "person", people),
             "empty": self._paint.one("empty", "empty", not rows),
         }
+
+
+@dataclass(frozen=True, slots=True)
+class ShownPerson:
+    """A person, as the page shows one."""
+
+    id: str
+    name: str
+    state: str
+    message: str
+    seen: str
+    """When last seen, of who is not there."""
+
+
+def _shown_person(one: PersonView) -> ShownPerson:
+    is_gone = one.state is PresenceState.OFFLINE
+    return ShownPerson(
+        id=user_token(one.matrix_user_id),
+        name=one.matrix_user_id,
+        state=one.state.value,
+        message=one.status_msg,
+        seen=one.last_seen if is_gone else "",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,45 @@
+// Who reads these pages, if he wants to be seen: a name that stays in this browser.
+import { startPresenceHeartbeat } from "./presence.js";
+
+const KEY = "mesh-me";
+const url = new URL("../internal/matrix/presence/online", import.meta.url).href;
+const form = document.getElementById("me");
+let stop = null;
+
+function kept() {
+  try {
+    return localStorage.getItem(KEY) ?? "";
+  } catch {
+    return "";
+  }
+}
+
+function show(userId) {
+  stop?.();
+  stop = null;
+  if (form) form.querySelector("output").textContent = "";
+  if (!userId) return;
+  stop = startPresenceHeartbeat({
+    url,
+    userId,
+    onError: (error) => {
+      if (form) form.querySelector("output").textContent = error.message;
+    },
+  });
+}
+
+if (form) {
+  form.hidden = false;
+  form.elements.user.value = kept();
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    const userId = form.elements.user.value.trim();
+    try {
+      localStorage.setItem(KEY, userId);
+    } catch {
+      // It lasts as long as the page.
+    }
+    show(userId);
+  });
+}
+show(kept());
