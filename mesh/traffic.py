@@ -202,8 +202,8 @@ class TrafficLog:
             return
         frame = FrameKind(kind) if kind else FrameKind.FINAL
         call = self._calls.get(call_id)
-        if call is None and call_id in self._pings:
-            return
+        if call is None and (not kind or call_id in self._pings):
+            return  # A ping, or what the registrar answers to an announcement.
         if call is None:
             agent = subjects.answering_agent(subject)
             caller = subjects.caller_of(subject)

@@ -138,7 +138,7 @@ async def test_a_death_is_seen_on_an_open_page(
     http: httpx2.AsyncClient, running: Running, directory: Directory, agent_id: str
 ) -> None:
     """Within a second of the registry knowing it, and only what has changed is sent."""
-    async with followed(http, "/agents/connections") as changes:
+    async with followed(http, f"/agents/connections?q={agent_id}") as changes:
         async with online(running, directory, replier(agent_id)):
             row = await change(changes, f'id="row-{agent_id}.node1"')
             assert "online" in row
@@ -171,7 +171,7 @@ async def test_the_test_is_seen_by_everybody(
     """Whoever runs it: its results come to every open page, as they come."""
     async with (
         online(running, directory, replier(agent_id)),
-        followed(http, "/agents/connections") as changes,
+        followed(http, f"/agents/connections?q={agent_id}") as changes,
     ):
         report = (await http.get(f"/api/agents/connection-test?agent={agent_id}")).json()
         assert report["summary"]["state"] == "ok"
@@ -277,7 +277,7 @@ async def test_an_open_page_costs_nothing_while_nothing_happens(
     """Nothing is sent, although every process beats."""
     async with (
         online(running, directory, replier(agent_id)),
-        followed(http, "/agents/connections") as changes,
+        followed(http, f"/agents/connections?q={agent_id}") as changes,
     ):
         await change(changes, f"row-{agent_id}")
         assert await rows_within(changes, 7.0) == {}

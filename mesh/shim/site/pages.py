@@ -24,6 +24,7 @@ from mesh.shim.status import failure
 from mesh.shim.waiting import beside
 
 PAINTERS_KEPT: Final = 500
+MAX_PAGE: Final = 10_000
 _EVENTS: Final = "text/event-stream"
 
 
@@ -166,9 +167,10 @@ class ConnectionsPage(_Page):
     """`GET /agents/connections`: the ways to every agent, and what the test says of them."""
 
     operations = _operation("getConnections", "/agents/connections", "See the connections")
-    parameters = ("node", "state", "q")
+    parameters = ("node", "state", "q", "page")
 
     def _view(self, scope: Scope, reader: Reader) -> View:
+        Query.read(scope, self.parameters).number("page", 1, 1, MAX_PAGE)
         return Connections(self._site.sources, self._painter(scope, reader), reader, _allows(scope))
 
 

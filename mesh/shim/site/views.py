@@ -5,9 +5,12 @@ others than before. Whatever an agent says about itself is text here, and escape
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Final, Protocol
+from urllib.parse import urlencode
 
 from markupsafe import Markup
 
@@ -27,6 +30,9 @@ Part = str | dict[str, str]
 Parts = Mapping[str, Part]
 
 CALLS_SHOWN: Final = 12
+ROWS_SHOWN: Final = 50
+"""On one page: a browser lays a table of 500 rows out for a fifth of a second before it paints."""
+OTHERS_SHOWN: Final = 30
 WAYS: Final = (Method.INBOX, Method.ROUTER, Method.DIRECT, Method.REGISTRY, Method.PRESENCE)
 
 
@@ -144,7 +150,8 @@ class Overview(_Base):
         return {
             "strip": self._numbers(rows, nodes),
             "nodes": self._paint.many("node_card", "node", nodes),
-            "agents": self._paint.many("agent_line", "agent", rows),
+            "agents": self._paint.many("agent_line", "agent", rows[:ROWS_SHOWN]),
+            "more": self._paint.one("more", "more", max(0, len(rows) - ROWS_SHOWN)),
             "people": self._paint.many("person", "person", people),
             "empty": self._paint.one("empty", "empty", not rows),
         }
@@ -181,6 +188,17 @@ class Cell:
     state: str = ""
     latency_ms: float | None = None
     detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Pager:
+    """Where in a long list a page is."""
+
+    page: int
+    pages: int
+    total: int
+    query: str
+    """The filters, for the addresses of the other pages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,12 +243,22 @@ class Connections(_Base):
         rows = self._rows()
         nodes = self._nodes(rows)
         run = self._sources.tests.last_run
+        placed = _placed(one for one in rows if self._is_wanted(one))
+        shown = self._pager(len(placed))
+        first = (shown.page - 1) * ROWS_SHOWN
         return {
             "strip": self._numbers(rows, nodes),
             "last-run": self._paint.one("last_run", "last-run", run.facts),
             "broker-ways": self._paint.one("broker_ways", "broker-ways", _broker_cells(run)),
-            "matrix": self._matrix([one for one in rows if self._is_wanted(one)], nodes, run),
+            "matrix": self._matrix(placed[first : first + ROWS_SHOWN], nodes, run),
+            "pager": self._paint.one("pager", "pager", shown),
         }
+
+    def _pager(self, total: int) -> Pager:
+        query = dict(self._reader.query)
+        pages = max(1, -(-total // ROWS_SHOWN))
+        page = min(int(query.pop("page", "1")), pages)
+        return Pager(page, pages, total, urlencode(query))
 
     def _is_wanted(self, row: AgentRow) -> bool:
         wanted = dict(self._reader.query)
@@ -242,17 +270,17 @@ class Connections(_Base):
         )
 
     def _matrix(
-        self, rows: Sequence[AgentRow], nodes: Sequence[NodeRow], run: LastRun
+        self, placed: Sequence[tuple[str, AgentRow]], nodes: Sequence[NodeRow], run: LastRun
     ) -> dict[str, str]:
         found: dict[str, str] = {}
         states = {one.id: one for one in nodes}
-        for node, placed in _grouped(rows).items():
+        for node, group in groupby(placed, key=itemgetter(0)):
             head = states.get(node) or NodeRow(node, State.UNKNOWN, "", 0, ())
             cells = tuple(_cell(run, method, None, node) for method in WAYS)
             found |= self._paint.many("matrix_head", "on", [TestedNode(node, head, cells)])
             lines = [
                 TestedRow(f"{row.id}.{node}", row, _agent_cells(run, row.id, node))
-                for row in placed
+                for _, row in group
             ]
             found |= self._paint.many("matrix_row", "row", lines)
         return found
@@ -262,12 +290,10 @@ def _is_online(row: AgentRow, wanted: Mapping[str, str]) -> bool:
     return wanted["state"] == State.ONLINE and row.is_up
 
 
-def _grouped(rows: Sequence[AgentRow]) -> dict[str, list[AgentRow]]:
-    found: dict[str, list[AgentRow]] = {}
-    for row in rows:
-        for node in row.nodes or ("nowhere",):
-            found.setdefault(node, []).append(row)
-    return dict(sorted(found.items()))
+def _placed(rows: Iterable[AgentRow]) -> list[tuple[str, AgentRow]]:
+    """Return each agent on each of its nodes, by node and then by id."""
+    found = [(node, row) for row in rows for node in row.nodes or ("nowhere",)]
+    return sorted(found, key=lambda one: (one[0], one[1].id))
 
 
 def _cell(run: LastRun, method: Method, agent: str | None, node: str | None) -> Cell:
@@ -340,7 +366,8 @@ class Cabinet(_Base):
             "strip": self._numbers(rows, self._nodes(rows)),
             "state": self._paint.one("agent_state", "state", row),
             "route": self._paint.one("route", "route", drawing, _shown_call(last, now)),
-            "others": self._paint.many("remote", "remote", others),
+            "others": self._paint.many("remote", "remote", others[:OTHERS_SHOWN]),
+            "more": self._paint.one("more", "more", max(0, len(others) - OTHERS_SHOWN)),
             "calls": self._paint.many("call_line", "call", shown),
             "no-calls": self._paint.one("no_calls", "no-calls", not calls, self._sees_traffic),
         }

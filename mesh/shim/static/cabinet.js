@@ -81,3 +81,4 @@ text.addEventListener("keydown", (event) => {
 });
 stop.addEventListener("click", () => asking?.abort());
 form.hidden = false;
+document.getElementById("no-chat").hidden = true;
