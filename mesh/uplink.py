@@ -13,6 +13,7 @@ from typing import Final
 import nats.errors
 from nats.aio.client import Client
 
+from mesh.nats_client import is_guarded
 from mesh.streams import REGISTRY
 
 logger = logging.getLogger(__name__)
@@ -27,8 +28,11 @@ _NOBODY: Final = b'{"last_by_subj":"$KV.registry.nobody"}'
 
 
 def has_uplink(client: Client) -> bool:
-    """Tell whether JetStream is behind the broker, not in it. Known once there is a connection."""
-    return not client._server_info.get("jetstream")
+    """Tell whether JetStream is behind the broker, not in it. Known once there is a connection.
+
+    Only a user with credentials is sent to such a one; else JetStream is off: a full disk, say.
+    """
+    return is_guarded(client) and not client._server_info.get("jetstream")
 
 
 async def watch_uplink(client: Client, on_return: Callable[[], Awaitable[None]]) -> None:

@@ -135,7 +135,7 @@ SERVED = {
     "an absolute target": (request("GET", "http://localhost/health/live", host="x.test"), 200),
     "an absolute target with a slash": (request("GET", "HTTP://127.0.0.1/health/live/"), 200),
     "an absolute target elsewhere": (request("GET", "http://evil.test/health/live"), 421),
-    "an absolute target without a path": (request("GET", "http://localhost"), 404),
+    "an absolute target without a path": (request("GET", "http://localhost"), 200),
     "an absolute target with a user": (request("GET", "http://a:b@localhost/health"), 421),
     "another scheme": (request("GET", "ftp://localhost/health"), 404),
     "a path in a path": (request("GET", "//localhost/health/live"), 404),

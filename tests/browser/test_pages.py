@@ -237,10 +237,10 @@ async def first_paint_ms(opened: Open, path: str) -> float:
 async def test_five_hundred_agents_are_painted_at_once(
     opened: Open, running: Running, directory: Directory, agent_id: str
 ) -> None:
-    """Within 150 ms on loopback; on a machine that is busy, in twice the time of an empty page."""
+    """Within 150 ms on loopback; on a machine that is busy, in thrice the time of an empty page."""
     agents = [replier(f"{agent_id}-{number}") for number in range(500)]
     async with online(running, directory, *agents):
         empty = await first_paint_ms(opened, "/agent/nobody-at-all")
         for path in PAGES[:4]:
             painted = await first_paint_ms(opened, path.format(id=f"{agent_id}-7"))
-            assert painted < max(150, 2 * empty), (path, painted, empty)
+            assert painted < max(150, 3 * empty), (path, painted, empty)

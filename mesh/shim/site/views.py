@@ -150,11 +150,16 @@ class Overview(_Base):
         return {
             "strip": self._numbers(rows, nodes),
             "nodes": self._paint.many("node_card", "node", nodes),
-            "agents": self._paint.many("agent_line", "agent", rows[:ROWS_SHOWN]),
+            "agents": self._paint.many("agent_line", "agent", _first(rows)),
             "more": self._paint.one("more", "more", max(0, len(rows) - ROWS_SHOWN)),
             "people": self._paint.many("person", "person", people),
             "empty": self._paint.one("empty", "empty", not rows),
         }
+
+
+def _first(rows: Sequence[AgentRow]) -> Sequence[AgentRow]:
+    """Return as many as there is room for, those first that can be reached."""
+    return sorted(rows, key=lambda row: not row.is_up)[:ROWS_SHOWN]
 
 
 @dataclass(frozen=True, slots=True)
