@@ -1,14 +1,16 @@
 """Passes presence on to a Matrix homeserver, with the token of each user.
 
 A homeserver takes one change in ten seconds of a user, and forgets one that is not repeated within
-half a minute. So the newest state goes out at once where that is allowed, and else when it is; and
-no token is kept longer than that takes.
+half a minute. So the newest state goes out at once where that is allowed, and else when it is. Only
+who shows the token that the homeserver has just believed may wait for that: every other one it is
+asked about. A token is kept for as long as its change has to wait.
 """
 
 import asyncio
 import logging
 from dataclasses import dataclass
 from enum import StrEnum
+from hashlib import sha256
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -41,10 +43,15 @@ class Passed(StrEnum):
 
 @dataclass(slots=True)
 class _Turn:
-    """The turn of one user: when the next change may go out, and which that is."""
+    """The turn of one user with one token: when the next change may go out, and which that is.
+
+    It is kept only after the homeserver has believed the token.
+    """
 
     free_at: float = 0.0
     newest: "_Change | None" = None
+    is_busy: bool = False
+    """Whether somebody waits to send the newest, or is sending."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +67,8 @@ class MatrixBridge:
     def __init__(self, url: str, *, pause_s: float = PAUSE_S) -> None:
         self._url = url
         self._pause_s = pause_s
-        self._turns: dict[str, _Turn] = {}
+        self._turns: dict[tuple[str, bytes], _Turn] = {}
+        """By user, and hash of the token."""
         self._tasks = BackgroundTasks()
 
     async def pass_on(self, user: str, token: str, state: PresenceState, message: str) -> Passed:
@@ -69,38 +77,42 @@ class MatrixBridge:
         Raises:
             PresenceRefusedError: it does not take this token for this user.
         """
-        turn = self._turns.setdefault(user, _Turn())
+        now = asyncio.get_running_loop().time()
+        self._turns = {
+            key: one for key, one in self._turns.items() if one.is_busy or one.free_at > now
+        }
         change = _Change(token, state, message)
-        wait_s = turn.free_at - asyncio.get_running_loop().time()
-        if turn.newest is not None or wait_s > 0:
-            is_waiting, turn.newest = turn.newest is not None, change
-            if not is_waiting:
-                self._tasks.start(self._send_later(user, turn, wait_s))
-            return Passed.LATER
-        return await self._send(user, turn, change)
+        known = self._turns.get((user, _hash(token)))
+        if known is None:
+            turn = _Turn()
+            passed = await self._send(user, turn, change)
+            self._go_on(user, turn)
+            return passed
+        known.newest = change
+        self._go_on(user, known)
+        return Passed.LATER
 
     async def close(self) -> None:
         """Forget what has not been sent."""
         await self._tasks.cancel()
 
-    async def _send_later(self, user: str, turn: _Turn, wait_s: float) -> None:
-        await asyncio.sleep(max(0.0, wait_s))
-        change, turn.newest = turn.newest, None
-        if change is None:
-            return
+    def _go_on(self, user: str, turn: _Turn) -> None:
+        if turn.newest is not None and not turn.is_busy:
+            turn.is_busy = True
+            self._tasks.start(self._send_later(user, turn))
+
+    async def _send_later(self, user: str, turn: _Turn) -> None:
         try:
-            await self._send(user, turn, change)
+            while turn.newest is not None:
+                await asyncio.sleep(max(0.0, turn.free_at - asyncio.get_running_loop().time()))
+                change, turn.newest = turn.newest, None
+                await self._send(user, turn, change)
         except PresenceRefusedError as error:
             logger.info("%s", error)
+        finally:
+            turn.is_busy = False
 
     async def _send(self, user: str, turn: _Turn, change: _Change) -> Passed:
-        now = asyncio.get_running_loop().time()
-        self._turns = {
-            known: one
-            for known, one in self._turns.items()
-            if one is turn or one.newest is not None or one.free_at > now
-        }
-        turn.free_at = now + self._pause_s
         body: dict[str, Any] = {"presence": _WORDS[change.state]}
         if change.message:
             body["status_msg"] = change.message
@@ -109,24 +121,22 @@ class MatrixBridge:
         except httpx2.HTTPError as error:
             logger.warning("the homeserver cannot be reached: %s", error or type(error).__name__)
             return Passed.UNREACHABLE
-        if answer.status_code == 429:
-            return self._wait_again(user, turn, change, answer)
         if answer.status_code in _REFUSED:
             raise PresenceRefusedError(
                 f"the homeserver does not take this access token for {user} (it says "
                 f"{answer.status_code} {_code(answer)}): log in again",
                 user=user,
             )
-        return Passed.SENT if answer.status_code == 200 else Passed.UNREACHABLE
-
-    def _wait_again(
-        self, user: str, turn: _Turn, change: _Change, answer: httpx2.Response
-    ) -> Passed:
+        if answer.status_code not in (200, 429):
+            return Passed.UNREACHABLE
+        # Who is limited has been believed: a homeserver counts the changes of its users.
         wait_ms = _field(answer, "retry_after_ms")
         wait_s = wait_ms / 1_000 if isinstance(wait_ms, int) and wait_ms > 0 else self._pause_s
         turn.free_at = asyncio.get_running_loop().time() + wait_s
-        turn.newest = change
-        self._tasks.start(self._send_later(user, turn, wait_s))
+        self._turns[user, _hash(change.token)] = turn
+        if answer.status_code == 200:
+            return Passed.SENT
+        turn.newest = turn.newest or change
         return Passed.LATER
 
     async def _put(self, user: str, token: str, body: dict[str, Any]) -> httpx2.Response:
@@ -134,6 +144,10 @@ class MatrixBridge:
         headers = {"authorization": f"Bearer {token}"}
         async with httpx2.AsyncClient(timeout=TIMEOUT_S, trust_env=False) as http:
             return await http.put(url, json=body, headers=headers)
+
+
+def _hash(token: str) -> bytes:
+    return sha256(token.encode()).digest()
 
 
 def _field(answer: httpx2.Response, name: str) -> Any:

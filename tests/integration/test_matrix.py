@@ -171,6 +171,34 @@ async def test_who_is_not_whom_he_says(
     assert "@victim:localhost" not in [one["matrix_user_id"] for one in people]
 
 
+async def test_nobody_slips_in_behind_who_has_just_been_believed(
+    connection: Connection, directory: Directory, homeserver: Homeserver
+) -> None:
+    """While changes of somebody have to wait, another token is not believed, and delays nothing."""
+    token = await homeserver.register("gina")
+    bridge = MatrixBridge(homeserver.url, pause_s=1.0)
+    async with (
+        follow_people(connection, directory.clock) as people,
+        serving(connection, directory, people=people, matrix=bridge) as url,
+        httpx2.AsyncClient(base_url=url, timeout=30) as http,
+    ):
+        assert (await http.post(REPORT, json=body("gina", token, "online"))).status_code == 200
+        later = await http.post(REPORT, json=body("gina", token, "unavailable"))
+        assert later.json()["matrix"] == "later"
+        forged = await http.post(REPORT, json=body("gina", "stolen?", "offline", client_id="x"))
+        assert forged.status_code == 403
+
+        async def is_away() -> bool:
+            shown = await homeserver.presence("gina", token)
+            return bool(shown["presence"] == "unavailable")
+
+        await until(is_away, within_s=10)
+        people_now = (await http.get("/api/v1/presence")).json()["people"]
+        states = {one["matrix_user_id"]: one["state"] for one in people_now}
+        assert states["@gina:localhost"] == "away"
+    await bridge.close()
+
+
 async def test_a_homeserver_that_is_away(connection: Connection, directory: Directory) -> None:
     """The mesh knows who is there all the same, and says so."""
     bridge = MatrixBridge(f"http://127.0.0.1:{free_port()}", pause_s=0.0)

@@ -140,6 +140,30 @@ async def test_any_nats_client_can_report(
     await until(is_there)
 
 
+async def test_reports_that_overtake_each_other(
+    connection: Connection, directory: Directory, bare: Client, agent_id: str
+) -> None:
+    """However close they come: what was said last, by the client's own count, is what is known."""
+    subject = subjects.presence_heartbeat(user_token(f"@{agent_id}:example.org"))
+    for tab in range(40):
+        said = [
+            PresenceHeartbeat(
+                user=f"@{agent_id}:example.org", client=f"tab{tab % 10}", seq=seq, status=status
+            )
+            for seq, status in (
+                (10 * tab + 2, PresenceStatus.OFFLINE),
+                (10 * tab + 1, PresenceStatus.ONLINE),
+            )
+        ]
+        answers = [
+            codec.decode(PresenceReceipt, answer.data)
+            for answer in await asyncio.gather(
+                *(bare.request(subject, codec.encode(one), timeout=10) for one in said)
+            )
+        ]
+        assert [one.is_late for one in answers] == [False, True], tab
+
+
 async def test_agents_are_in_the_same_place(
     http: httpx2.AsyncClient, running: Running, directory: Directory, agent_id: str
 ) -> None:
