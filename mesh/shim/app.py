@@ -34,7 +34,11 @@ from mesh.shim.presence import Presence, PresenceReports
 from mesh.shim.registry import Agent, Agents, Node, Nodes
 from mesh.shim.responses import ResponseCancel, ResponseResource, Responses
 from mesh.shim.rules import LOOPBACK_RULES, Rules
-from mesh.shim.site.pages import CabinetPage, ConnectionsPage, FlowPage, OverviewPage, Site
+from mesh.shim.site.cabinet import CabinetPage
+from mesh.shim.site.connections import ConnectionsPage
+from mesh.shim.site.flow import FlowPage
+from mesh.shim.site.overview import OverviewPage
+from mesh.shim.site.page import Site
 from mesh.shim.status import (
     NO_RETRY,
     SERVER,

@@ -92,6 +92,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
                 "mesh.context",
                 "mesh.agent",
                 "mesh.traffic",
+                "mesh.traffic_log",
             }
         ),
     ),

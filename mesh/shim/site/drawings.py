@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from mesh.shim.site.rows import AgentRow
-from mesh.traffic import Edge, SeenCall
+from mesh.traffic_log import Edge, SeenCall
 
 WIDTH: Final = 960
 ROW: Final = 30
@@ -20,8 +20,6 @@ AGENTS_AT_MOST: Final = 40
 EDGES_AT_MOST: Final = 60
 MOVING_S: Final = 10.0
 """How long an edge is drawn as moving after its newest call."""
-SHORT: Final = 24
-"""Characters of a name that fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +53,6 @@ class Route:
     stops: Sequence[Stop]
     there: Sequence[Leg]
     back: Sequence[Leg]
-    call: SeenCall | None
-    """The real one that is drawn; where none was seen, it is the way that one would go."""
 
 
 BOX: Final = 168
@@ -64,7 +60,7 @@ _STEP: Final = (WIDTH - BOX) // 4
 
 
 def route(row: AgentRow, *, caller: str, node: str, call: SeenCall | None) -> Route:
-    """Draw the way from `caller` on `node` to an agent; of `call`, if there was one."""
+    """Draw the way of `call`; where none was seen, the one that a call of `caller` would go."""
     if call is not None and call.caller:
         caller, node = call.caller, call.source_node or node
     target = (call.node if call is not None else "") or row.node or "any node"
@@ -87,7 +83,6 @@ def route(row: AgentRow, *, caller: str, node: str, call: SeenCall | None) -> Ro
             Leg(8 - number, label, stops[number + 1].x, stops[number].x + BOX)
             for number, label in enumerate(["result", "delivered.…", reply, "answer"])
         ],
-        call=call,
     )
 
 
@@ -234,7 +229,7 @@ def _caller_boxes(edges: Sequence[Edge], states: dict[str, str]) -> list[Box]:
 
 
 def _line(edge: Edge, start: Pill, mailbox: Pill, now: float) -> Line:
-    calls, errors = edge.calls.since(0), edge.errors.since(0)
+    calls, errors = edge.calls(now), edge.errors(now)
     x1, y1, x2, y2 = start.x, start.y, mailbox.x, mailbox.y
     bend = (x2 - x1) // 2
     path = f"M{x1} {y1}C{x1 + bend} {y1} {x2 - bend} {y2} {x2} {y2}M{x2 + MAILBOX} {y2}H{_RIGHT_X}"

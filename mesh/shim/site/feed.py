@@ -11,10 +11,10 @@ from contextlib import suppress
 from typing import Any, Final
 
 from mesh import codec
+from mesh.shim.site.painting import Part, View
 from mesh.shim.site.sources import Sources
-from mesh.shim.site.views import Part, View
 from mesh.shim.sse import event
-from mesh.traffic import WINDOW_S
+from mesh.traffic_log import WINDOW_S
 
 LOOK_S: Final = 0.2
 """How soon a change of the registry is seen. A look compares two tuples."""
@@ -32,7 +32,7 @@ class Feed:
         self._sources = sources
         self._parts: dict[str, Part] = {}
         self._changed: dict[str, int] = {}
-        """When a part, or a row of a list as `list row`, became what it is."""
+        """When an element, or a row of a list, became what it is; by id."""
         self._order: dict[str, int] = {}
         """When a list got the rows that it has."""
         self._number = 0
@@ -103,6 +103,9 @@ class Feed:
                     self._changed[row] = number
         if has_changed or not self._number:
             self._parts = parts
+            rows = (part for part in parts.values() if isinstance(part, dict))
+            there = set(parts).union(*rows)
+            self._changed = {one: at for one, at in self._changed.items() if one in there}
             self._number = number
             news, self._news = self._news, asyncio.Event()
             news.set()

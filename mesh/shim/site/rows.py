@@ -3,12 +3,13 @@
 A row holds nothing that changes by itself, so that a page on which nothing happens costs nothing.
 """
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from mesh.directory import Directory
 from mesh.standing import AgentStanding, NodeStanding
-from mesh.traffic import TrafficLog
+from mesh.traffic_log import TrafficLog
 from schemas.registry import State
 
 Allows = Callable[[str], bool]
@@ -67,7 +68,7 @@ def agent_row(directory: Directory, log: TrafficLog, one: AgentStanding) -> Agen
     """Return the row of an agent."""
     card = one.record.card
     capacity = card.concurrency * len(one.instances)
-    depth, running = log.depths.get(one.id, 0), log.running(one.id)
+    depth, running = log.depths.get(one.id, 0), log.running(one.id, time.time())
     is_busy = one.state is State.ONLINE and capacity > 0 and max(running, depth) >= capacity
     return AgentRow(
         id=one.id,

@@ -10,7 +10,8 @@ from typing import Final
 from mesh.directory import Directory
 from mesh.shim.connection_test import ConnectionTests
 from mesh.shim.door import Door
-from mesh.traffic import Traffic, TrafficLog
+from mesh.traffic import Traffic
+from mesh.traffic_log import TrafficLog
 from schemas.presence import PersonView
 
 PEOPLE_S: Final = 0.2

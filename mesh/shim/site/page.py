@@ -1,4 +1,4 @@
-"""The endpoints of the pages: each as HTML, and live for whoever accepts `text/event-stream`."""
+"""What every page does: shown as HTML, and live for whoever accepts `text/event-stream`."""
 
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -8,23 +8,22 @@ from starlette.types import Receive, Scope, Send
 from mesh.errors import AgentNotFoundError, InvalidIdError, MeshError
 from mesh.shim.connection_test import ConnectionTests
 from mesh.shim.door import Door
-from mesh.shim.guard import key_of, may_call, require_agent
+from mesh.shim.guard import key_of, may_call
 from mesh.shim.http import base_url, read_headers
 from mesh.shim.operations import Operation, Tag
 from mesh.shim.pages import Pages, root_of
 from mesh.shim.paging import Query
 from mesh.shim.rules import Rules
 from mesh.shim.site.feed import Feed
+from mesh.shim.site.painting import Painter, Reader, View
 from mesh.shim.site.rows import Allows
 from mesh.shim.site.snippets import Address
 from mesh.shim.site.sources import Sources
-from mesh.shim.site.views import Cabinet, Connections, Flow, Overview, Painter, Reader, View
 from mesh.shim.sse import EventStream
 from mesh.shim.status import failure
 from mesh.shim.waiting import beside
 
 PAINTERS_KEPT: Final = 500
-MAX_PAGE: Final = 10_000
 _EVENTS: Final = "text/event-stream"
 
 
@@ -79,7 +78,7 @@ class Site:
         return f"{split.scheme}://{split.netloc.rpartition('@')[2]}"
 
 
-class _Page:
+class Page:
     """One page. A subclass says where it is, and what is on it."""
 
     operations: tuple[Operation, ...]
@@ -104,8 +103,10 @@ class _Page:
     def _view(self, scope: Scope, reader: Reader) -> View:
         raise NotImplementedError
 
-    def _painter(self, scope: Scope, reader: Reader) -> Painter:
-        return self._site.painter(scope["path"], reader.root)
+    def _shown(self, scope: Scope, reader: Reader) -> tuple[Sources, Painter, Reader, Allows]:
+        """Return what a view is made of."""
+        painter = self._site.painter(scope["path"], reader.root)
+        return self._site.sources, painter, reader, lambda agent: may_call(scope, agent)
 
     async def _show(self, scope: Scope, reader: Reader, view: View, send: Send) -> None:
         # Watched for a moment, so that a page that is looked at again and again knows the traffic.
@@ -150,52 +151,6 @@ class _Page:
         await self._site.pages.send(scope, send, page, status)
 
 
-def _operation(name: str, path: str, summary: str) -> tuple[Operation, ...]:
+def page_operation(name: str, path: str, summary: str) -> tuple[Operation, ...]:
+    """Return the operation of a page, which the document of the API does not list."""
     return (Operation(name, "GET", path, Tag.DOCUMENTATION, summary, is_listed=False),)
-
-
-class OverviewPage(_Page):
-    """`GET /`: what is in the mesh."""
-
-    operations = _operation("getOverview", "/", "See the mesh")
-
-    def _view(self, scope: Scope, reader: Reader) -> View:
-        return Overview(self._site.sources, self._painter(scope, reader), reader, _allows(scope))
-
-
-class ConnectionsPage(_Page):
-    """`GET /agents/connections`: the ways to every agent, and what the test says of them."""
-
-    operations = _operation("getConnections", "/agents/connections", "See the connections")
-    parameters = ("node", "state", "q", "page")
-
-    def _view(self, scope: Scope, reader: Reader) -> View:
-        Query.read(scope, self.parameters).number("page", 1, 1, MAX_PAGE)
-        return Connections(self._site.sources, self._painter(scope, reader), reader, _allows(scope))
-
-
-class FlowPage(_Page):
-    """`GET /flow`: who asks whom."""
-
-    operations = _operation("getFlow", "/flow", "See the traffic")
-
-    def _view(self, scope: Scope, reader: Reader) -> View:
-        return Flow(self._site.sources, self._painter(scope, reader), reader, _allows(scope))
-
-
-class CabinetPage(_Page):
-    """`GET /agent/{id}`: one agent."""
-
-    operations = _operation("getCabinet", "/agent/{id}", "See an agent")
-
-    def _view(self, scope: Scope, reader: Reader) -> View:
-        agent = scope["path_params"]["id"]
-        require_agent(scope, agent)
-        self._site.sources.directory.standing(agent)
-        return Cabinet(
-            self._site.sources, self._painter(scope, reader), reader, _allows(scope), agent
-        )
-
-
-def _allows(scope: Scope) -> Allows:
-    return lambda agent: may_call(scope, agent)
