@@ -7,7 +7,7 @@ and ten messages come in 1.5 ms.
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
 import nats.errors
@@ -202,6 +202,13 @@ def stored_ns(headers: Mapping[str, str]) -> int:
         return max(0, int(stored_at.timestamp() * 1e9))
     except (ValueError, OverflowError):
         return 0
+
+
+def iso_time(stored: int) -> str:
+    """Write when something was stored for people, in ISO 8601; empty where that is not known."""
+    if stored <= 0:
+        return ""
+    return datetime.fromtimestamp(stored // 1_000_000_000, UTC).isoformat(timespec="seconds")
 
 
 async def read_batch(client: Client, target: str, request: bytes) -> list[Msg]:

@@ -10,7 +10,6 @@ import logging
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Final
 
 from nats.aio.msg import Msg
@@ -20,7 +19,7 @@ from mesh import headers as h
 from mesh.clock import BrokerClock
 from mesh.connection import Connection
 from mesh.errors import BrokerUnreachableError, ProtocolError, TransportError
-from mesh.history import is_stored_under, read_history
+from mesh.history import is_stored_under, iso_time, read_history
 from mesh.streams import PRESENCE
 from schemas.presence import (
     PersonView,
@@ -125,8 +124,8 @@ class People:
             matrix_user_id=newest.said.user,
             state=max(map(self._state, clients), key=_RANK.__getitem__),
             status_msg=newest.said.message,
-            last_active=_iso(active_ns),
-            last_seen=_iso(newest.stored_ns),
+            last_active=iso_time(active_ns),
+            last_seen=iso_time(newest.stored_ns),
         )
 
 
@@ -160,7 +159,7 @@ async def keep(connection: Connection, said: PresenceHeartbeat) -> None:
 
 async def forget(connection: Connection, user: str, client: str) -> None:
     """Take a client out. Raises what `keep` raises."""
-    headers = {"KV-Operation": "DEL", h.TTL: h.ttl(SILENT_S)}
+    headers = {registry.OPERATION: registry.DELETED, h.TTL: h.ttl(SILENT_S)}
     await connection.publisher.publish(f"{_KEY}{user_token(user)}.{client}", b"", headers)
 
 
@@ -214,9 +213,3 @@ async def follow_people(connection: Connection, clock: BrokerClock) -> AsyncIter
         connection.drop_hook(read_again)
         if not connection.client.is_closed:
             await subscription.unsubscribe()
-
-
-def _iso(stored_ns: int) -> str:
-    if stored_ns <= 0:
-        return ""
-    return datetime.fromtimestamp(stored_ns // 1_000_000_000, UTC).isoformat(timespec="seconds")

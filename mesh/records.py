@@ -8,12 +8,12 @@ import logging
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from mesh import codec, registry
 from mesh.clock import BrokerClock
 from mesh.errors import ProtocolError
+from mesh.history import iso_time
 from schemas.base import WireModel
 from schemas.registry import AgentRecord, Identity, Instance, NodeRecord, Placement, Reign, Role
 
@@ -43,7 +43,7 @@ class Sign:
     @classmethod
     def of(cls, entry: registry.Entry) -> "Sign":
         """Read the sign that an entry is."""
-        return cls(entry.stored_ns, time.monotonic(), _iso(entry.stored_ns))
+        return cls(entry.stored_ns, time.monotonic(), iso_time(entry.stored_ns))
 
 
 class Records:
@@ -269,9 +269,3 @@ class Records:
 
 def _stored_ns(sign: Sign) -> int:
     return sign.stored_ns
-
-
-def _iso(stored_ns: int) -> str:
-    if not stored_ns:
-        return ""
-    return datetime.fromtimestamp(stored_ns // 1_000_000_000, UTC).isoformat(timespec="seconds")

@@ -37,7 +37,8 @@ from schemas.registry import (
 
 KEY_PREFIX: Final = f"$KV.{subjects.REGISTRY_BUCKET}."
 EVENT_PREFIX: Final = "registry.event."
-_OPERATION: Final = "KV-Operation"
+OPERATION: Final = "KV-Operation"
+DELETED: Final = "DEL"
 _MARKER: Final = "Nats-Marker-Reason"
 _EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
 CHANGED: Final = 10071
@@ -95,7 +96,7 @@ class Entry:
     @classmethod
     def read(cls, key: str, headers: Mapping[str, str], body: bytes, revision: int) -> "Entry":
         """Read a stored or republished message of the bucket."""
-        is_gone = _OPERATION in headers or _MARKER in headers
+        is_gone = OPERATION in headers or _MARKER in headers
         return cls(key, None if is_gone else body, revision, stored_ns(headers))
 
 
@@ -139,7 +140,7 @@ async def put(
 async def delete(connection: Connection, key: str) -> Entry:
     """Delete a key. Watchers see it."""
     ack = await connection.publisher.publish(
-        KEY_PREFIX + key, b"", {_OPERATION: "DEL", h.TTL: h.ttl(TOMBSTONE_S)}
+        KEY_PREFIX + key, b"", {OPERATION: DELETED, h.TTL: h.ttl(TOMBSTONE_S)}
     )
     return Entry(key, None, ack.sequence)
 

@@ -4,6 +4,7 @@ The reasons of the settings stand beside them; the subjects are in `mesh.subject
 broker: `mesh.provision` creates and compares.
 """
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from nats.js.api import (
@@ -175,58 +176,54 @@ def _stream(
 
 
 def _registry(settings: Settings) -> StreamConfig:
-    """The registry bucket, as NATS ADR-8 lays a KV bucket out."""
-    return _stream(
+    """The registry bucket."""
+    return _bucket(
         REGISTRY,
-        ["$KV.registry.>"],
+        subjects.REGISTRY_BUCKET,
         settings,
-        discard=DiscardPolicy.NEW,
-        max_msgs_per_subject=1,
         max_bytes=GIB // 4,
-        allow_direct=True,
-        allow_rollup_hdrs=True,
-        deny_delete=True,
-        allow_msg_ttl=True,
         # An expired instance leaves a marker, which is what watchers see.
-        subject_delete_marker_ttl=60.0,
-        duplicate_window=120.0,
+        **_MARKED,
         republish=RePublish(src="$KV.registry.>", dest="registry.event.>"),
     )
 
 
 def _access(settings: Settings) -> StreamConfig:
-    """The API keys: a bucket like the other, but nothing of it is ever broadcast."""
-    return _stream(
-        ACCESS,
-        ["$KV.access.>"],
-        settings,
-        discard=DiscardPolicy.NEW,
-        max_msgs_per_subject=1,
-        max_bytes=GIB // 64,
-        # Every door reads the key of a request, and none goes to the leader for it.
-        allow_direct=True,
-        allow_rollup_hdrs=True,
-        deny_delete=True,
-        duplicate_window=120.0,
-    )
+    """The API keys: a bucket like the others, but nothing of it is ever broadcast.
+
+    Every door reads the key of a request, and none goes to the leader for it.
+    """
+    return _bucket(ACCESS, subjects.ACCESS_BUCKET, settings, max_bytes=GIB // 64)
 
 
 def _presence(settings: Settings) -> StreamConfig:
     """Who of the people is there: written every 30 s by each of their clients."""
-    return _stream(
+    return _bucket(
         PRESENCE,
-        ["$KV.presence.>"],
+        subjects.PRESENCE_BUCKET,
+        settings,
+        max_bytes=GIB // 16,
+        **_MARKED,
+        republish=RePublish(src="$KV.presence.>", dest="presence.event.>"),
+    )
+
+
+_MARKED: Final[Mapping[str, Any]] = {"allow_msg_ttl": True, "subject_delete_marker_ttl": 60.0}
+
+
+def _bucket(name: str, bucket: str, settings: Settings, **options: Any) -> StreamConfig:
+    """A KV bucket, as NATS ADR-8 lays one out."""
+    return _stream(
+        name,
+        [f"$KV.{bucket}.>"],
         settings,
         discard=DiscardPolicy.NEW,
         max_msgs_per_subject=1,
-        max_bytes=GIB // 16,
         allow_direct=True,
         allow_rollup_hdrs=True,
         deny_delete=True,
-        allow_msg_ttl=True,
-        subject_delete_marker_ttl=60.0,
         duplicate_window=120.0,
-        republish=RePublish(src="$KV.presence.>", dest="presence.event.>"),
+        **options,
     )
 
 

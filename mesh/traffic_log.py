@@ -190,7 +190,7 @@ class TrafficLog:
                 return
             call = self._remember(SeenCall(call_id, agent, caller=caller))
         if call.ended_at or (frame is FrameKind.STORED and call.state is CallState.WORKING):
-            return  # The sender of a call says that it is stored when an agent may be at it already.
+            return  # The sender says that it is stored when an agent may be at it already.
         node = headers.get(h.NODE, "")
         call.node = node if is_id(node) else call.node
         call.attempt = h.number(headers.get(h.ATTEMPT)) or 1

@@ -168,6 +168,8 @@ def _greet(settings: "Settings", keeper: "BrokerKeeper", broker_only: bool, took
 
     typer.echo(f"mesh is up on {settings.node} after {took_s:.1f} s")
     shown = {"NATS": keeper.url}
+    if settings.leaf_port:
+        shown["sites"] = f"tls://{settings.nats_host}:{settings.leaf_port}"
     if keeper.monitor_url:
         shown["broker"] = f"{keeper.monitor_url}/varz"
     if not broker_only:

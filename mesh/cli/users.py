@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from mesh.trust.users import User
 
 AsJson = Annotated[bool, typer.Option("--json", "-j", help="Print JSON.")]
+Agents = Annotated[str, typer.Option("--agents", "-a", help="The agents it may run, with commas.")]
+Events = Annotated[
+    list[str] | None,
+    typer.Option("--on", help="An event they may hear, as SOURCE.NAME. Repeatable."),
+]
 Name = Annotated[str, typer.Argument(help="As `mesh keys users` shows it.")]
 
 
@@ -29,10 +34,7 @@ def agent(
     name: Annotated[
         str, typer.Option("--name", help="What to call the credentials; by default as the agent.")
     ] = "",
-    on: Annotated[
-        list[str] | None,
-        typer.Option("--on", help="An event they may hear, as SOURCE.NAME. Repeatable."),
-    ] = None,
+    on: Events = None,
     as_json: AsJson = False,
 ) -> None:
     """Make credentials to run agents on a node."""
@@ -49,13 +51,8 @@ def user(
 
 def node(
     name: Annotated[str, typer.Argument(metavar="NODE", help="What it is called in the mesh.")],
-    agents: Annotated[
-        str, typer.Option("--agents", "-a", help="The agents it may run, with commas.")
-    ] = "",
-    on: Annotated[
-        list[str] | None,
-        typer.Option("--on", help="An event they may hear, as SOURCE.NAME. Repeatable."),
-    ] = None,
+    agents: Agents = "",
+    on: Events = None,
     as_json: AsJson = False,
 ) -> None:
     """Make credentials for a machine, or a whole site, which runs agents and calls as itself.
@@ -67,13 +64,8 @@ def node(
 
 def invite(
     node: Annotated[str, typer.Argument(help="What to call the machine in the mesh.")],
-    agents: Annotated[
-        str, typer.Option("--agents", "-a", help="The agents it may run, with commas.")
-    ] = "",
-    on: Annotated[
-        list[str] | None,
-        typer.Option("--on", help="An event they may hear, as SOURCE.NAME. Repeatable."),
-    ] = None,
+    agents: Agents = "",
+    on: Events = None,
     expires: Annotated[
         str, typer.Option("--expires", "-e", help="How long the token can be used.")
     ] = "1h",

@@ -109,7 +109,8 @@ export function startPresenceHeartbeat({
   const onVisibility = () => {
     activity.hide(document.visibilityState === "hidden");
     if (document.visibilityState === "visible") activity.touch(now());
-    report();
+    // A page that goes is hidden, too: it has said so.
+    if (activity.status(now()) !== "offline" || said !== "offline") report();
   };
   const onLeave = () => {
     activity.hide(true);
