@@ -1,10 +1,10 @@
-"""`python -m scripts.benchmarks [calls | http] …`: chooses the bench."""
+"""`python -m scripts.benchmarks [calls | http | pages] …`: chooses the bench."""
 
 import sys
 
-from scripts.benchmarks import calls, door
+from scripts.benchmarks import calls, door, pages
 
-BENCHES = {"calls": calls.main, "http": door.main}
+BENCHES = {"calls": calls.main, "http": door.main, "pages": pages.main}
 
 
 def main() -> None:

@@ -237,10 +237,13 @@ async def first_paint_ms(opened: Open, path: str) -> float:
 async def test_five_hundred_agents_are_painted_at_once(
     opened: Open, running: Running, directory: Directory, agent_id: str
 ) -> None:
-    """Within 150 ms on loopback; on a machine that is busy, in thrice the time of an empty page."""
+    """In less than thrice the time of an empty page; `scripts/bench pages` holds it to 150 ms.
+
+    Beside other tests no time of a browser means anything by itself.
+    """
     agents = [replier(f"{agent_id}-{number}") for number in range(500)]
     async with online(running, directory, *agents):
         empty = await first_paint_ms(opened, "/agent/nobody-at-all")
         for path in PAGES[:4]:
             painted = await first_paint_ms(opened, path.format(id=f"{agent_id}-7"))
-            assert painted < max(150, 3 * empty), (path, painted, empty)
+            assert painted < 3 * empty, (path, painted, empty)

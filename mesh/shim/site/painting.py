@@ -21,7 +21,7 @@ Part = str | dict[str, str]
 """HTML of one element, or of the elements of a list by their ids, in their order."""
 Parts = Mapping[str, Part]
 
-ROWS_SHOWN: Final = 50
+ROWS_SHOWN: Final = 30
 """On one page: a browser lays a table of 500 rows out for a fifth of a second before it paints."""
 PIECES_KEPT: Final = 2_000
 """Of one page. Calls come and go, and each is a row."""

@@ -1,0 +1,133 @@
+"""Measures the pages of the door with many agents: the first paint, and what open pages cost.
+
+A real `mesh up`; agents that are announced and beat; the system's Chromium, where there is one.
+Each page is painted beside an empty one of the same server, in turns.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import shutil
+import statistics
+from contextlib import AsyncExitStack
+from typing import Final
+
+import httpx2
+from playwright.async_api import Browser, async_playwright
+
+from scripts.benchmarks.door import fresh_mesh
+from scripts.benchmarks.figures import Figure, Limit, NotRun, Row, table
+from scripts.benchmarks.processes import Mesh
+from scripts.benchmarks.registrations import registered, until_listed
+
+PAINT: Final = (
+    "new Promise((done) => new PerformanceObserver((list) => "
+    "done(list.getEntries()[0].startTime)).observe({type: 'paint', buffered: true}))"
+)
+EMPTY: Final = "/agent/nobody-at-all"
+PAINT_MS: Final = 150.0
+IDLE_PERCENT: Final = 5.0
+OPEN_PAGES: Final = 100
+SETTLE_S: Final = 10.0
+
+
+async def run_bench(agents: int, rounds: int, idle_s: float) -> list[Row]:
+    """Start everything, and measure."""
+    ids = [f"agent{number}" for number in range(agents)]
+    pages = ("/", "/agents/connections", "/flow", f"/agent/{ids[0]}")
+    async with fresh_mesh() as mesh, registered(mesh, ids):
+        await until_listed(mesh, ids)
+        rows = await painted(mesh, pages, rounds)
+        return [*rows, *await idle(mesh, pages, idle_s)]
+
+
+async def painted(mesh: Mesh, pages: tuple[str, ...], rounds: int) -> list[Row]:
+    """Time the first paint of each page, in a window without a cache."""
+    found = shutil.which("chromium") or shutil.which("google-chrome")
+    if found is None:
+        return [NotRun("first paint", "there is no Chromium: apt-get install chromium")]
+    times: dict[str, list[float]] = {one: [] for one in (EMPTY, *pages)}
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        for number in range(rounds + 1):
+            for page, taken in times.items():
+                took_ms = await first_paint_ms(browser, mesh.http_url + page)
+                if number:  # The first round warms both up.
+                    taken.append(took_ms)
+        await browser.close()
+    empty = statistics.median(times[EMPTY])
+    return [
+        Figure(f"first paint of {page}, ms (an empty page: {empty:.0f})", middle, limit)
+        for page in pages
+        for middle in (statistics.median(times[page]),)
+        for limit in (Limit(most=PAINT_MS, unit="ms"),)
+    ]
+
+
+async def first_paint_ms(browser: Browser, url: str) -> float:
+    """Open a page, and return when something of it was seen."""
+    context = await browser.new_context()
+    try:
+        page = await context.new_page()
+        await page.goto(url)
+        return float(await page.evaluate(PAINT))
+    finally:
+        await context.close()
+
+
+async def idle(mesh: Mesh, pages: tuple[str, ...], for_s: float) -> list[Row]:
+    """Keep pages open while nothing happens but heartbeats, and watch the door's processor time."""
+    alone = await percent_of_a_core(mesh.http_pid, for_s)
+    limits = httpx2.Limits(max_connections=2 * OPEN_PAGES)
+    async with AsyncExitStack() as stack:
+        http = await stack.enter_async_context(httpx2.AsyncClient(timeout=None, limits=limits))
+        following = [
+            asyncio.create_task(follow(http, mesh.http_url + pages[number % len(pages)]))
+            for number in range(OPEN_PAGES)
+        ]
+        await asyncio.sleep(SETTLE_S)
+        opened = await percent_of_a_core(mesh.http_pid, for_s)
+        for one in following:
+            one.cancel()
+        await asyncio.gather(*following, return_exceptions=True)
+    return [
+        Figure("no page open, % of a core", alone),
+        Figure(f"{OPEN_PAGES} pages open, % of a core", opened, Limit(most=IDLE_PERCENT, unit="%")),
+    ]
+
+
+async def follow(http: httpx2.AsyncClient, url: str) -> None:
+    """Take what comes to an open page."""
+    async with http.stream("GET", url, headers={"accept": "text/event-stream"}) as answer:
+        async for _ in answer.aiter_raw():
+            pass
+
+
+async def percent_of_a_core(pid: int, for_s: float) -> float:
+    """Return how much of a core a process takes."""
+    before = _cpu_s(pid)
+    await asyncio.sleep(for_s)
+    return (_cpu_s(pid) - before) / for_s * 100
+
+
+def _cpu_s(pid: int) -> float:
+    with open(f"/proc/{pid}/stat") as file:
+        fields = file.read().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def main(arguments: list[str]) -> None:
+    """Run, and print the table. A missed limit is told, and is no failure: machines are noisy."""
+    parser = argparse.ArgumentParser(prog="scripts/bench pages", description=__doc__)
+    parser.add_argument("--agents", type=int, default=500)
+    parser.add_argument("--quick", action="store_true", help="a smoke run: nothing is judged")
+    parser.add_argument("--json", action="store_true", help="print plain data")
+    chosen = parser.parse_args(arguments)
+    judge = not chosen.quick
+    rounds, idle_s = (9, 30.0) if judge else (1, 2.0)
+    rows = asyncio.run(run_bench(chosen.agents, rounds, idle_s))
+    if chosen.json:
+        print(json.dumps([row.as_json() for row in rows], indent=2))
+    else:
+        print(table(rows, judge=judge))
