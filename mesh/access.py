@@ -149,11 +149,17 @@ class Access:
                 "this API key is not valid: make one with `mesh keys create NAME`"
             )
         # Only the holder of the secret learns why.
-        if key.revoked_at is not None:
-            raise UnauthenticatedError(f"API key {key.id} is revoked: ask for another one")
-        if key.is_expired(datetime.now(UTC)):
-            raise UnauthenticatedError(f"API key {key.id} has expired: ask for another one")
-        return key
+        return _require_usable(key)
+
+    async def verify_again(self, key: ApiKey) -> None:
+        """Check that a key that was verified before is still good.
+
+        Raises what `verify` raises.
+        """
+        found = await self._find(key.id)
+        if found is None:
+            raise UnauthenticatedError(f"API key {key.id} is gone: ask for another one")
+        _require_usable(found)
 
     async def idempotency_secret(self) -> bytes:
         """Return 32 bytes that all doors of the mesh share; the first who asks makes them.
@@ -227,6 +233,14 @@ class Access:
             stored = await self._read_last(subject)
             return stored is not None and stored.body == body
         return True
+
+
+def _require_usable(key: ApiKey) -> ApiKey:
+    if key.revoked_at is not None:
+        raise UnauthenticatedError(f"API key {key.id} is revoked: ask for another one")
+    if key.is_expired(datetime.now(UTC)):
+        raise UnauthenticatedError(f"API key {key.id} has expired: ask for another one")
+    return key
 
 
 def _issue(fields: Mapping[str, Any]) -> IssuedKey:

@@ -37,6 +37,7 @@ from mesh.shim.rules import LOOPBACK_RULES, Rules
 from mesh.shim.site.cabinet import CabinetPage
 from mesh.shim.site.connections import ConnectionsPage
 from mesh.shim.site.flow import FlowPage
+from mesh.shim.site.login import Login, Logout
 from mesh.shim.site.overview import OverviewPage
 from mesh.shim.site.page import Site
 from mesh.shim.status import (
@@ -57,10 +58,8 @@ _JSON: Final = "application/json"
 def create_app(door: Door, rules: Rules = LOOPBACK_RULES) -> ASGIApp:
     """Make the application that answers for `door`, guarded by `rules`."""
     endpoints = make_endpoints(door, rules)
-    open_paths = frozenset(
-        path for one in operations_of(endpoints) if one.is_open for path in one.paths
-    )
-    app: ASGIApp = Guard(Switch(make_routes(endpoints)), rules, door.access, open_paths)
+    operations = list(operations_of(endpoints))
+    app: ASGIApp = Guard(Switch(make_routes(endpoints)), rules, door.access, operations)
     if rules.cors_origins:
         app = Cors(app, rules.cors_origins)
     return Envelope(app)
@@ -129,6 +128,8 @@ def make_endpoints(door: Door, rules: Rules = LOOPBACK_RULES) -> list[Endpoint]:
         ConnectionsPage(site),
         FlowPage(site),
         CabinetPage(site),
+        Login(pages, door.access, requires_keys=rules.requires_keys),
+        Logout(),
     ]
     described = [*operations_of(endpoints), *OpenApi.operations]
     document = make_document(described, requires_keys=rules.requires_keys)

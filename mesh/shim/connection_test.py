@@ -34,7 +34,7 @@ from mesh.probes import (
     Selection,
 )
 from mesh.shim.door import Door
-from mesh.shim.guard import require_agent, sees_everybody, shown_token
+from mesh.shim.guard import require_agent, sees_everybody, token_of
 from mesh.shim.http import read_headers, send_json
 from mesh.shim.operations import Answer, Events, Operation, Parameter, Tag
 from mesh.shim.sse import EventStream, event
@@ -97,7 +97,7 @@ class ConnectionTests:
         _require_right(scope, selection)
         # The address on which this request came in: it leads here, whatever the settings say.
         host, port = scope["server"]
-        token = shown_token(dict(scope["headers"]))
+        token = token_of(scope["method"], dict(scope["headers"]))
         doors = Doors(
             router_url=local_url(host, port, scheme=scope["scheme"]),
             certificate=self._door.certificate,

@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 from starlette.types import Receive, Scope, Send
 
 from mesh.shim.door import Door
-from mesh.shim.guard import is_stranger, may_call
+from mesh.shim.guard import is_logged_in, is_stranger, may_call
 from mesh.shim.http import base_url
 from mesh.shim.operations import EXAMPLE_AGENT, EXAMPLE_NODE, Operation, Tag
 from mesh.shim.pages import Pages, root_of
@@ -53,21 +53,25 @@ class Docs:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        page = self._page(root_of(scope), _shown_url(scope), self._names(scope))
+        page = self._page(
+            root_of(scope), _shown_url(scope), self._names(scope), is_logged_in(scope)
+        )
         await self._pages.send(scope, send, page)
 
-    def _page(self, root: str, url: str, names: Mapping[str, str]) -> bytes:
-        key = (root, url, *names.values())
+    def _page(self, root: str, url: str, names: Mapping[str, str], has_login: bool) -> bytes:
+        key = (root, url, str(has_login), *names.values())
         if (page := self._rendered.get(key)) is None:
             if len(self._rendered) >= PAGES_KEPT:
                 self._rendered.clear()
-            page = self._rendered[key] = self._render(root, Commands(self._document, url, names))
+            commands = Commands(self._document, url, names)
+            page = self._rendered[key] = self._render(root, commands, has_login)
         return page
 
-    def _render(self, root: str, commands: "Commands") -> bytes:
+    def _render(self, root: str, commands: "Commands", has_login: bool) -> bytes:
         context = {
             "root": root,
             "here": "/docs",
+            "is_logged_in": has_login,
             "info": self._document["info"],
             "python": commands.python(),
             "chapters": self._chapters,

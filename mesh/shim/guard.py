@@ -13,8 +13,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mesh.access import Access
 from mesh.errors import MeshError, NotAllowedError, UnauthenticatedError
+from mesh.shim.cookie import read_cookie
 from mesh.shim.http import send_json
-from mesh.shim.rules import Rules
+from mesh.shim.operations import Operation
+from mesh.shim.rules import Rules, is_own_origin
 from mesh.shim.status import (
     FOREIGN_ORIGIN,
     MALFORMED,
@@ -52,6 +54,11 @@ def is_stranger(scope: Scope) -> bool:
     return _KEY in scope and scope[_KEY] is None
 
 
+def is_logged_in(scope: Scope) -> bool:
+    """Tell whether a request's key is one that a browser keeps."""
+    return key_of(scope) is not None and not shown_token(dict(scope["headers"]))
+
+
 def may_call(scope: Scope, agent: str) -> bool:
     """Tell whether a request's key is good for `agent`."""
     key = key_of(scope)
@@ -80,14 +87,17 @@ class Guard:
     """Lets through what may pass, and answers the rest."""
 
     def __init__(
-        self, app: ASGIApp, rules: Rules, access: Access, open_paths: Collection[str]
+        self, app: ASGIApp, rules: Rules, access: Access, operations: Collection[Operation]
     ) -> None:
         self._app = app
         self._rules = rules
         self._access = access
-        self._open_paths = open_paths
+        is_open = [path for one in operations if one.is_open for path in one.paths]
+        self._open_paths = frozenset(one for one in is_open if "{" not in one)
         """What needs no key: load balancers have none, nor have those who read the documentation.
         Who shows no key there is shown no details."""
+        self._open_prefixes = tuple(one.partition("{")[0] for one in is_open if "{" in one)
+        self._form_paths = frozenset(one.path for one in operations if one.takes_form)
         self._good_hosts: set[bytes] = set()
         """`Host` headers that have passed: clients send the same few."""
 
@@ -125,17 +135,19 @@ class Guard:
             return _closing(refusal(MALFORMED, message))
         if scope["method"] in _SAFE_METHODS:
             return None
-        return self._complaint_about_change(scope["method"], headers)
+        return self._complaint_about_change(scope, headers)
 
-    def _complaint_about_change(self, method: str, headers: Headers) -> Failure | None:
-        origin = headers.get(b"origin")
-        if origin is not None and not self._rules.trusts_origin(origin, headers.get(b"host", b"")):
+    def _complaint_about_change(self, scope: Scope, headers: Headers) -> Failure | None:
+        origin, host = headers.get(b"origin"), headers.get(b"host", b"")
+        is_form = scope["path"] in self._form_paths
+        trusts = is_own_origin if is_form else self._rules.trusts_origin
+        if origin is not None and not trusts(origin, host):
             return refusal(
                 FOREIGN_ORIGIN,
                 f"pages of {_shown(origin)} may not call this server: name that origin in "
                 "MESH_HTTP_CORS_ORIGINS",
             )
-        if method == "DELETE" or not _has_body(headers):
+        if is_form or scope["method"] == "DELETE" or not _has_body(headers):
             return None
         content_type = headers.get(b"content-type", b"")
         if content_type != _JSON and not _is_json(content_type):
@@ -151,9 +163,10 @@ class Guard:
         return None
 
     async def _authenticate(self, scope: Scope, headers: Headers) -> Failure | None:
-        is_open = scope["path"] in self._open_paths
+        path = scope["path"]
+        is_open = path in self._open_paths or path.startswith(self._open_prefixes)
         scope[_KEY] = None
-        token = shown_token(headers)
+        token = token_of(scope["method"], headers)
         if is_open and not token:
             return None
         try:
@@ -198,6 +211,20 @@ def shown_token(headers: Headers) -> str:
     if scheme.lower() != b"bearer":
         token = headers.get(b"x-api-key", b"")
     return token.strip().decode("latin-1")
+
+
+def token_of(method: str, headers: Headers) -> str:
+    """Return the API key of a request: shown by a client, or kept by a browser."""
+    return shown_token(headers) or _kept_token(method, headers)
+
+
+def _kept_token(method: str, headers: Headers) -> str:
+    """Return what a browser has kept as its key: a change counts from our own pages only."""
+    if method not in _SAFE_METHODS:
+        origin = headers.get(b"origin", b"")
+        if not is_own_origin(origin, headers.get(b"host", b"")):
+            return ""
+    return read_cookie(headers)
 
 
 def _has_body(headers: Headers) -> bool:

@@ -133,7 +133,9 @@ class Operation:
     """Bodies that are more than the error envelope, by status."""
     aliases: Sequence[str] = ()
     is_open: bool = False
-    """Whether it needs no API key where keys are required."""
+    """Whether it needs no API key where keys are required, and sees to strangers by itself."""
+    takes_form: bool = False
+    """Whether its body is that of a page's form, and not JSON."""
     is_listed: bool = True
     """Whether the document has it; pages for people and their files are not in it."""
 

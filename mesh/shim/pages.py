@@ -36,7 +36,8 @@ _FOR_GOOD: Final = "public, max-age=31536000, immutable"
 _ASK_AGAIN: Final = "no-cache"
 _SAFETY: Final = {
     "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
+    # Not `no-referrer`: a form of a page without a referrer says `Origin: null`.
+    "referrer-policy": "same-origin",
 }
 
 

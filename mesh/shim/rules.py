@@ -47,13 +47,18 @@ class Rules:
         text = origin.decode("latin-1").lower()
         if text in self.cors_origins or "*" in self.cors_origins:
             return True
-        scheme, _, authority = text.partition("://")
-        port = _DEFAULT_PORTS.get(scheme)
-        asked = host.decode("latin-1").lower()
-        return bool(port and asked) and authority in (asked, asked.removesuffix(port or ""))
+        return is_own_origin(origin, host)
 
 
 LOOPBACK_RULES: Final = Rules()
+
+
+def is_own_origin(origin: bytes, host: bytes) -> bool:
+    """Tell whether a page of `origin` came from the server that it asks as `host`."""
+    scheme, _, authority = origin.decode("latin-1").lower().partition("://")
+    port = _DEFAULT_PORTS.get(scheme)
+    asked = host.decode("latin-1").lower()
+    return bool(port and asked) and authority in (asked, asked.removesuffix(port or ""))
 
 
 def rules_for(settings: Settings, addresses: Iterable[str]) -> Rules:

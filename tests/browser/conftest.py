@@ -84,6 +84,11 @@ Open = Callable[..., AbstractAsyncContextManager[Watched]]
 @pytest.fixture
 def opened(chromium: Browser, door: str) -> Open:
     """Open a path of the door: `async with opened("/flow", color_scheme="dark") as watched`."""
+    return opener(chromium, door)
+
+
+def opener(chromium: Browser, door: str) -> Open:
+    """Return what opens paths of a door, each in a browser without a past."""
 
     @asynccontextmanager
     async def open_page(path: str, **options: Any) -> AsyncIterator[Watched]:

@@ -77,7 +77,7 @@ async def test_nothing_comes_from_elsewhere(http: httpx2.AsyncClient) -> None:
     assert not [one for one in policy if "unsafe" in one]
     assert "script-src 'self'" in policy
     assert answer.headers["x-content-type-options"] == "nosniff"
-    assert answer.headers["referrer-policy"] == "no-referrer"
+    assert answer.headers["referrer-policy"] == "same-origin"
 
 
 async def test_each_command_works_when_pasted(http: httpx2.AsyncClient) -> None:

@@ -1,20 +1,29 @@
 """What every page does: shown as HTML, and live for whoever accepts `text/event-stream`."""
 
+import asyncio
+import logging
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from starlette.types import Receive, Scope, Send
 
-from mesh.errors import AgentNotFoundError, InvalidIdError, MeshError
+from mesh.access import STALE_S, Access
+from mesh.errors import (
+    AgentNotFoundError,
+    InvalidIdError,
+    MeshError,
+    UnauthenticatedError,
+)
 from mesh.shim.connection_test import ConnectionTests
 from mesh.shim.door import Door
-from mesh.shim.guard import key_of, may_call
+from mesh.shim.guard import is_logged_in, is_stranger, key_of, may_call
 from mesh.shim.http import base_url, read_headers
 from mesh.shim.operations import Operation, Tag
 from mesh.shim.pages import Pages, root_of
 from mesh.shim.paging import Query
 from mesh.shim.rules import Rules
 from mesh.shim.site.feed import Feed
+from mesh.shim.site.login import ask_for_key
 from mesh.shim.site.painting import Painter, Reader, View
 from mesh.shim.site.rows import Allows
 from mesh.shim.site.snippets import Address
@@ -22,6 +31,9 @@ from mesh.shim.site.sources import Sources
 from mesh.shim.sse import EventStream
 from mesh.shim.status import failure
 from mesh.shim.waiting import beside
+from schemas.access import ApiKey
+
+logger = logging.getLogger(__name__)
 
 PAINTERS_KEPT: Final = 500
 _EVENTS: Final = "text/event-stream"
@@ -89,14 +101,20 @@ class Page:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
+        is_live = _EVENTS in read_headers(scope).get("accept", "")
+        if is_stranger(scope):
+            if is_live:
+                raise UnauthenticatedError("an API key is required: log in at /login")
+            await ask_for_key(self._site.pages, scope, send)
+            return
         try:
             reader = self._site.reader(scope, self.parameters)
             view = self._view(scope, reader)
         except MeshError as error:
             await self._refuse(scope, send, error)
             return
-        if _EVENTS in read_headers(scope).get("accept", ""):
-            await self._follow(scope["path"], reader, view, receive, send)
+        if is_live:
+            await self._follow(scope, reader, view, receive, send)
         else:
             await self._show(scope, reader, view, send)
 
@@ -116,18 +134,21 @@ class Page:
                 "root": reader.root,
                 "here": self.operations[0].path,
                 "title": view.title,
+                "is_logged_in": is_logged_in(scope),
                 "parts": view.parts(),
             }
         page = self._site.pages.render(view.template, context)
         await self._site.pages.send(scope, send, page)
 
     async def _follow(
-        self, page: str, reader: Reader, view: View, receive: Receive, send: Send
+        self, scope: Scope, reader: Reader, view: View, receive: Receive, send: Send
     ) -> None:
-        stream = EventStream(send, {}, pace=self._site.door.pace)
+        door = self._site.door
+        stream = EventStream(send, {}, pace=door.pace)
         async with self._site.sources.traffic.watching():
-            with self._site.door.waiting(receive) as over:
-                feed = self._site.feed(page, reader, view)
+            with door.waiting(receive) as over:
+                feed = self._site.feed(scope["path"], reader, view)
+                watching = asyncio.create_task(_end_with_key(door.access, key_of(scope), over))
                 try:
                     await beside(over, stream.relay(feed.events()))
                 except MeshError as error:
@@ -135,6 +156,8 @@ class Page:
                     if not stream.has_begun:
                         raise
                     await stream.fail(b": %b\n\n" % error.code.encode())
+                finally:
+                    watching.cancel()
 
     async def _refuse(self, scope: Scope, send: Send, error: MeshError) -> None:
         status = failure(error).status
@@ -145,6 +168,7 @@ class Page:
             "here": "",
             "title": "Not found" if status == 404 else "Not possible",
             "message": error.message,
+            "is_logged_in": is_logged_in(scope),
             "parts": {},
         }
         page = self._site.pages.render("refused.html", context)
@@ -153,4 +177,20 @@ class Page:
 
 def page_operation(name: str, path: str, summary: str) -> tuple[Operation, ...]:
     """Return the operation of a page, which the document of the API does not list."""
-    return (Operation(name, "GET", path, Tag.DOCUMENTATION, summary, is_listed=False),)
+    return (
+        Operation(name, "GET", path, Tag.DOCUMENTATION, summary, is_open=True, is_listed=False),
+    )
+
+
+async def _end_with_key(access: Access, key: ApiKey | None, over: "asyncio.Future[None]") -> None:
+    """End the reading of a page that stays open for days, when its key is no longer good."""
+    while key is not None and not over.done():
+        await asyncio.sleep(STALE_S)
+        try:
+            await access.verify_again(key)
+        except UnauthenticatedError as error:
+            if not over.done():
+                over.set_exception(error)
+        except MeshError as error:
+            # Who cannot be asked has not refused.
+            logger.debug("key %s is not verified: %s", key.id, error)

@@ -81,9 +81,15 @@ function follow() {
   source.onerror = () => {
     stale.hidden = false;
     // A browser gives up when it is answered with an error; we do not.
-    if (source.readyState === EventSource.CLOSED) setTimeout(follow, 3000);
+    if (source.readyState === EventSource.CLOSED) setTimeout(comeBack, 3000);
   };
   addEventListener("pagehide", () => source.close(), { once: true });
+}
+
+async function comeBack() {
+  const { status } = await fetch(location.href, { method: "HEAD" }).catch(() => ({ status: 0 }));
+  if (status === 401) location.reload(); // Logged out: the server shows the log-in in this place.
+  else follow();
 }
 
 function offerCopies() {
