@@ -174,7 +174,7 @@ class _Attachment:
         self._tasks.start(
             beat_forever(
                 connection,
-                self._announcement.instance,
+                lambda: instance,
                 interval_s=self._settings.heartbeat_s,
                 on_forgotten=self._announce,
             )

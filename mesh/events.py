@@ -69,6 +69,11 @@ class EventWorker:
         durable = event_durable(agent_id, *subscription)
         self._pull = PullLoop(place.connection, EVENT, durable, self._on_delivery)
 
+    @property
+    def running(self) -> int:
+        """How many events are being worked on."""
+        return len(self._running)
+
     async def start(self) -> None:
         """Begin to pull."""
         await self._pull.start()

@@ -18,12 +18,12 @@ logger = logging.getLogger(__name__)
 
 async def beat_forever(
     connection: Connection,
-    instance: Instance,
+    describe: Callable[[], Instance],
     *,
     interval_s: float,
     on_forgotten: Callable[[], Awaitable[None]],
 ) -> None:
-    """Send a heartbeat every `interval_s` until cancelled.
+    """Send a heartbeat every `interval_s` until cancelled, with what `describe` says by then.
 
     `on_forgotten` runs when the registry does not know this process: after a broker lost its
     data, or a registrar swept what it thought dead.
@@ -32,7 +32,7 @@ async def beat_forever(
     while True:
         await asyncio.sleep(interval_s)
         try:
-            receipt = await registry.beat(connection, Heartbeat(instance=instance))
+            receipt = await registry.beat(connection, Heartbeat(instance=describe()))
             if not receipt.known:
                 await on_forgotten()
             if not was_heard:

@@ -11,7 +11,7 @@ import os
 import platform
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Final
 
 from mesh import registry
@@ -77,6 +77,7 @@ class AgentHost:
         self._clients: dict[str, MeshClient] = {}
         self._clients_lock = asyncio.Lock()
         self._workers: list[AgentWorker | EventWorker] = []
+        self._is_draining = False
         self._tasks = BackgroundTasks()
 
     async def run(self, stop: asyncio.Event, *, grace_s: float = STOP_GRACE_S) -> None:
@@ -165,7 +166,7 @@ class AgentHost:
         self._workers += workers
 
     async def _announce(self, agent: Agent) -> None:
-        announcement = Announcement(card=agent.card, instance=self.instance)
+        announcement = Announcement(card=agent.card, instance=self._described())
         was_heard = True
         while True:
             try:
@@ -217,17 +218,31 @@ class AgentHost:
     async def _beat(self) -> None:
         await beat_forever(
             self._connection,
-            self.instance,
+            self._described,
             interval_s=self._settings.heartbeat_s,
             on_forgotten=self._announce_again,
         )
 
     async def _finish(self, grace_s: float) -> None:
         """Pull nothing more, and let what runs come to its end."""
-        await asyncio.gather(*(worker.stop(grace_s) for worker in self._workers))
+        stopping = [worker.stop(grace_s) for worker in self._workers]
+        await asyncio.gather(*stopping, self._tell_draining())
         await self._tasks.cancel()
         for agent in self._agents:
             agent.bind(None)
+
+    async def _tell_draining(self) -> None:
+        """Let others see why this process is there and takes nothing, if that takes a moment."""
+        self._is_draining = True
+        if any(worker.running for worker in self._workers):
+            with suppress(TransportError):
+                await registry.beat(self._connection, Heartbeat(instance=self._described()))
+
+    def _described(self) -> Instance:
+        """Describe this process as it is now."""
+        workers = (one for one in self._workers if isinstance(one, AgentWorker))
+        busy = tuple(one.agent.id for one in workers if one.is_busy)
+        return self.instance.model_copy(update={"busy": busy, "draining": self._is_draining})
 
     async def _leave(self) -> None:
         """Tell the registry."""

@@ -5,8 +5,26 @@ Cheap to make by the thousand; what leaves the process is one of the models of
 """
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from schemas.registry import AgentRecord, AgentView, Instance, NodeRecord, NodeView, State
+
+
+class Condition(StrEnum):
+    """How an agent is, for people: its state, and what it does."""
+
+    ONLINE = "online"
+    BUSY = "busy"
+    """Online, without a free slot."""
+    DRAINING = "draining"
+    """Online until what it has is finished; it takes nothing more."""
+    OFFLINE = "offline"
+    UNKNOWN = "unknown"
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the agent is there."""
+        return self in (Condition.ONLINE, Condition.BUSY, Condition.DRAINING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +43,20 @@ class AgentStanding:
     def key(self) -> str:
         """Its key in the registry."""
         return f"agent.{self.id}"
+
+    def condition(self, *, is_busy: bool | None = None) -> Condition:
+        """Return how it is: busy if no process had a free slot at its last heartbeat.
+
+        `is_busy` is what somebody knows better who sees its calls.
+        """
+        if self.state is not State.ONLINE:
+            return Condition(self.state.value)
+        taking = [one for one in self.instances if not one.draining]
+        if not taking:
+            return Condition.DRAINING
+        if is_busy is None:
+            is_busy = all(self.id in one.busy for one in taking)
+        return Condition.BUSY if is_busy else Condition.ONLINE
 
     def view(self, last_seen: str) -> AgentView:
         """Return it as the wire has it."""

@@ -88,6 +88,7 @@ class Traffic:
                 await client.flush(timeout=2)
             with suppress(MeshError):
                 await self._read_back()
+            self.log.is_fed = True
             self._counting = self._connection.tasks.start(self._count_forever())
 
     async def _subscribe(self, subject: str, on_message: OnMessage) -> None:

@@ -132,6 +132,8 @@ class TrafficLog:
 
     def __init__(self) -> None:
         self.version = 0
+        self.is_fed = False
+        """Whether what passes is told at all."""
         self.last_at = 0.0
         """When the newest call began or ended."""
         self.depths: Mapping[str, int] = {}

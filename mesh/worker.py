@@ -91,6 +91,11 @@ class AgentWorker:
         """How many calls are being worked on."""
         return self._running
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether no slot is free."""
+        return self._running >= self._slots
+
     async def start(self) -> None:
         """Begin to pull. The agent's durables must exist."""
         subject = subjects.delivered_cancels(self.agent.id)

@@ -108,7 +108,9 @@ class AgentPresence(WireModel):
     agent_id: str
     state: State
     is_busy: bool = False
-    """Whether all its slots are taken, as far as this door sees the traffic."""
+    """Whether all its slots are taken, by the last heartbeat or the traffic that a page shows."""
+    is_draining: bool = False
+    """Whether its processes finish what they have, take nothing more, and leave."""
     last_seen: str = ""
 
 

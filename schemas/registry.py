@@ -37,6 +37,10 @@ class Instance(WireModel):
     pid: int = 0
     started_at: str = ""
     mesh_version: str = ""
+    draining: bool = False
+    """It finishes what it has, takes nothing more, and leaves."""
+    busy: tuple[Id, ...] = ()
+    """Those of its agents that had no free slot at the last heartbeat."""
 
 
 class NodeRecord(WireModel):

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from mesh.directory import Directory
     from schemas.presence import PersonView
 
-MARKS = {"online": "●", "away": "◐", "offline": "○", "unknown": "?"}
+MARKS = {"online": "●", "busy": "◕", "draining": "◔", "away": "◐", "offline": "○", "unknown": "?"}
 
 
 def who(
@@ -25,7 +25,11 @@ async def _who(as_json: bool) -> None:
     people, directory = await _read()
     if as_json:
         agents = [
-            {"agent_id": one.id, "state": one.state.value, "last_seen": directory.last_seen(one)}
+            {
+                "agent_id": one.id,
+                "state": one.condition().value,
+                "last_seen": directory.last_seen(one),
+            }
             for one in directory.standings()
         ]
         shown = [one.model_dump(mode="json") for one in people]
@@ -41,7 +45,7 @@ async def _who(as_json: bool) -> None:
         for one in people
     ]
     rows += [
-        (one.id, _state(one.state.value), directory.last_seen(one).replace("T", " ")[:19], "")
+        (one.id, _state(one.condition().value), directory.last_seen(one).replace("T", " ")[:19], "")
         for one in directory.standings()
     ]
     if not rows:

@@ -17,8 +17,9 @@ from mesh.shim.guard import may_call
 from mesh.shim.http import read_body, send_json
 from mesh.shim.matrix import Passed
 from mesh.shim.operations import Answer, Operation, Tag
-from mesh.shim.site.rows import BUSY, agent_rows
+from mesh.shim.site.rows import agent_rows
 from mesh.shim.site.sources import Sources
+from mesh.standing import Condition
 from schemas.presence import (
     AgentPresence,
     PresenceHeartbeat,
@@ -117,8 +118,9 @@ class Presence:
             agents=tuple(
                 AgentPresence(
                     agent_id=row.id,
-                    state=State.ONLINE if row.state == BUSY else State(row.state),
-                    is_busy=row.state == BUSY,
+                    state=State.ONLINE if row.is_up else State(row.state),
+                    is_busy=row.state is Condition.BUSY,
+                    is_draining=row.state is Condition.DRAINING,
                     last_seen=directory.last_seen(directory.standing(row.id)),
                 )
                 for row in rows

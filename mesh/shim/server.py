@@ -282,7 +282,9 @@ async def _beat(connection: Connection, instance: Instance, interval_s: float) -
     async def announce_again() -> None:
         await registry.announce_node(connection, instance)
 
-    await beat_forever(connection, instance, interval_s=interval_s, on_forgotten=announce_again)
+    await beat_forever(
+        connection, lambda: instance, interval_s=interval_s, on_forgotten=announce_again
+    )
 
 
 async def _leave(connection: Connection, instance: Instance) -> None:

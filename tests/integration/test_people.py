@@ -8,7 +8,8 @@ import httpx2
 import pytest
 from nats.aio.client import Client
 
-from mesh import codec, subjects
+from mesh import Agent, ChatRequest, codec, subjects
+from mesh.client import MeshClient
 from mesh.connection import Connection
 from mesh.directory import Directory
 from mesh.presence import follow_people, read_people, user_token
@@ -171,6 +172,43 @@ async def test_agents_are_in_the_same_place(
     async with online(running, directory, replier(agent_id)):
         assert await agent_state(http, agent_id) == ("online", True)
     await until(lambda: is_offline(http, agent_id))
+
+
+async def test_an_agent_that_has_no_slot_is_busy_and_one_that_leaves_is_draining(
+    http: httpx2.AsyncClient,
+    running: Running,
+    directory: Directory,
+    client: MeshClient,
+    agent_id: str,
+) -> None:
+    """Told by its heartbeats: at this door nobody hears the traffic. Draining is said at once."""
+    free, leaving = asyncio.Event(), asyncio.Event()
+    agent = Agent(agent_id, concurrency=1)
+
+    @agent.chat
+    async def answer(request: ChatRequest) -> str:
+        await free.wait()
+        return "done"
+
+    async def is_now(*wanted: Any) -> bool:
+        found = (await http.get("/api/v1/presence")).json()["agents"]
+        shown = [one for one in found if one["agent_id"] == agent_id]
+        return [(one["state"], one["is_busy"], one["is_draining"]) for one in shown] == [wanted]
+
+    async def serve() -> None:
+        async with online(running, directory, agent):
+            await leaving.wait()
+
+    serving_it = asyncio.create_task(serve())
+    await until(lambda: is_now("online", False, False))
+    asking = asyncio.create_task(client.ask(agent_id, "hello"))
+    await until(lambda: is_now("online", True, False))
+    leaving.set()
+    await until(lambda: is_now("online", False, True))
+    free.set()
+    assert (await asking).text == "done"
+    await serving_it
+    await until(lambda: is_now("offline", False, False))
 
 
 async def agent_state(http: httpx2.AsyncClient, agent: str) -> tuple[str, bool]:

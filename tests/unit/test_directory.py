@@ -8,6 +8,7 @@ from mesh import codec
 from mesh.directory import Directory
 from mesh.errors import AgentNotFoundError, NodeNotFoundError
 from mesh.registry import Entry
+from mesh.standing import Condition
 from schemas.base import WireModel
 from schemas.card import AgentCard
 from schemas.registry import AgentRecord, Instance, NodeRecord, Placement, Reign, Role, State
@@ -152,6 +153,49 @@ def test_the_end_of_the_last_registrar_is_seen_at_once(bucket: Bucket) -> None:
     assert state() is State.OFFLINE
     bucket.directory.replace(())
     assert not bucket.directory.is_authoritative
+
+
+@pytest.mark.parametrize(
+    ("busy", "draining", "condition"),
+    [
+        ("", "", Condition.ONLINE),
+        ("i1", "", Condition.ONLINE),
+        ("i1 i2", "", Condition.BUSY),
+        ("", "i1", Condition.ONLINE),
+        ("i2", "i1", Condition.BUSY),
+        ("i1", "i1", Condition.ONLINE),
+        ("i1 i2", "i1 i2", Condition.DRAINING),
+    ],
+)
+def test_what_two_processes_make_of_an_agent(
+    bucket: Bucket, busy: str, draining: str, condition: Condition
+) -> None:
+    """Busy when nobody has a slot for a new call, draining when nobody will have one."""
+    for name in ("i1", "i2"):
+        host = Instance(
+            instance=name,
+            node="node1",
+            role=Role.HOST,
+            agents=("solarius",),
+            busy=("solarius",) if name in busy.split() else (),
+            draining=name in draining.split(),
+        )
+        bucket.put(f"instance.{name}", host)
+        bucket.place(name)
+    [one] = bucket.directory.standings()
+    assert one.condition() is condition
+
+
+def test_a_condition_says_no_more_than_the_state(bucket: Bucket) -> None:
+    """Nobody who is gone is busy; whoever sees its calls knows better than a heartbeat."""
+    [one] = bucket.directory.standings()
+    assert one.condition(is_busy=True) is Condition.BUSY
+    bucket.expire()
+    [one] = bucket.directory.standings()
+    assert one.condition(is_busy=True) is Condition.OFFLINE
+    bucket.put("instance.r1", None)
+    [one] = bucket.directory.standings()
+    assert one.condition(is_busy=True) is Condition.UNKNOWN
 
 
 def test_an_older_entry_changes_nothing(bucket: Bucket) -> None:

@@ -15,6 +15,7 @@ from mesh.shim.site.page import Page, page_operation
 from mesh.shim.site.painting import ROWS_SHOWN, PageView, Parts, Reader, View
 from mesh.shim.site.rows import AgentRow, NodeRow
 from mesh.shim.site.snippets import test_command
+from mesh.standing import Condition
 from schemas.probe import Method
 from schemas.registry import State
 
@@ -31,7 +32,7 @@ class ConnectionsPage(Page):
     def _view(self, scope: Scope, reader: Reader) -> View:
         query = Query.read(scope, self.parameters)
         query.number("page", 1, 1, MAX_PAGE)
-        query.choice("state", State)
+        query.choice("state", Condition)
         return Connections(*self._shown(scope, reader))
 
 
@@ -87,7 +88,7 @@ class Connections(PageView):
         return {
             "ways": WAYS,
             "filters": query,
-            "states": [one.value for one in State],
+            "states": [one.value for one in Condition],
             "node_ids": [one.id for one in self._sources.directory.node_standings()],
             "query": plain,
             "command": test_command(self._reader.address, plain),

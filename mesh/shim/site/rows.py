@@ -8,14 +8,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from mesh.directory import Directory
-from mesh.standing import AgentStanding, NodeStanding
+from mesh.standing import AgentStanding, Condition, NodeStanding
 from mesh.traffic_log import TrafficLog
-from schemas.registry import State
 
 Allows = Callable[[str], bool]
 """Whether an agent may be shown."""
-
-BUSY = "busy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +20,7 @@ class AgentRow:
     """An agent, now."""
 
     id: str
-    state: str
-    """`online`, `busy`, `offline` or `unknown`."""
+    state: Condition
     nodes: tuple[str, ...]
     description: str
     model: str
@@ -42,8 +38,8 @@ class AgentRow:
 
     @property
     def is_up(self) -> bool:
-        """Whether it can be reached now."""
-        return self.state in (State.ONLINE, BUSY)
+        """Whether it is there now."""
+        return self.state.is_up
 
     @property
     def node(self) -> str:
@@ -69,10 +65,10 @@ def agent_row(directory: Directory, log: TrafficLog, one: AgentStanding) -> Agen
     card = one.record.card
     capacity = card.concurrency * len(one.instances)
     depth, running = log.depths.get(one.id, 0), log.running(one.id, time.time())
-    is_busy = one.state is State.ONLINE and capacity > 0 and max(running, depth) >= capacity
     return AgentRow(
         id=one.id,
-        state=BUSY if is_busy else one.state.value,
+        # What is heard now is newer than what a heartbeat said.
+        state=one.condition(is_busy=max(running, depth) >= capacity if log.is_fed else None),
         nodes=one.nodes,
         description=card.description,
         model=card.model,
