@@ -107,13 +107,13 @@ class Edge:
     asked: Buckets = field(default_factory=Buckets)
     failed: Buckets = field(default_factory=Buckets)
 
-    def calls(self, now: float) -> int:
-        """Return how many there were in the last minutes."""
-        return self.asked.since(now - WINDOW_S)
+    def calls(self, now: float, window_s: float = WINDOW_S) -> int:
+        """Return how many there were in the last minutes, or in less."""
+        return self.asked.since(now - window_s)
 
-    def errors(self, now: float) -> int:
+    def errors(self, now: float, window_s: float = WINDOW_S) -> int:
         """Return how many of them have failed."""
-        return self.failed.since(now - WINDOW_S)
+        return self.failed.since(now - window_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,13 +226,12 @@ class TrafficLog:
             errors=self._failed.since(now - WINDOW_S),
         )
 
-    def edges(self, now: float) -> list[Edge]:
-        """Return who has asked whom in the last minutes, the busiest first."""
+    def edges(self, now: float, window_s: float = WINDOW_S) -> list[Edge]:
+        """Return who has asked whom in the last minutes, or in less, the busiest first."""
         for key in [key for key, one in self._edges.items() if one.last_at < now - WINDOW_S]:
             del self._edges[key]
-        return sorted(
-            self._edges.values(), key=lambda one: (-one.calls(now), one.caller, one.agent)
-        )
+        recent = (one for one in self._edges.values() if one.last_at >= now - window_s)
+        return sorted(recent, key=lambda one: (-one.calls(now, window_s), one.caller, one.agent))
 
     def calls_of(self, agent: str, limit: int) -> list[SeenCall]:
         """Return the newest calls to an agent, the newest first."""

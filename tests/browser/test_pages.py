@@ -193,6 +193,33 @@ async def test_traffic_moves_on_the_map(
         await expect(flow.page.locator("#edges tr", has_text=agent_id)).to_contain_text("http")
 
 
+async def test_a_map_stands_still_when_told_to(
+    opened: Open, running: Running, directory: Directory, agent_id: str
+) -> None:
+    """And shows what was missed when it goes on; what it shows can be copied as Mermaid."""
+    async with (
+        online(running, directory, speaker(agent_id)),
+        opened("/flow?window=1m", permissions=["clipboard-read", "clipboard-write"]) as flow,
+        opened(f"/agent/{agent_id}") as watched,
+    ):
+        await expect(flow.page.get_by_role("link", name="a minute")).to_have_attribute(
+            "aria-current", "true"
+        )
+        await flow.page.get_by_role("button", name="Pause").click()
+        await watched.page.get_by_label(f"Message to {agent_id}").fill("hello")
+        await watched.page.get_by_role("button", name="Send", exact=True).click()
+        await expect(watched.page.locator("#calls tr").first).to_contain_text("answered")
+        row = flow.page.locator("#edges tr", has_text=agent_id)
+        await expect(row).to_have_count(0)
+        await flow.page.get_by_role("button", name="Go on").click()
+        await expect(row).to_have_count(1)
+        await flow.page.get_by_text("As Mermaid").click()
+        await flow.page.get_by_role("button", name="Copy: A flowchart").click()
+        copied = await flow.page.evaluate("navigator.clipboard.readText()")
+        assert copied.startswith("flowchart LR\n")
+        assert f'["{agent_id}"]' in copied
+
+
 async def test_a_page_comes_back_by_itself(
     opened: Open, running: Running, directory: Directory, agent_id: str
 ) -> None:

@@ -163,6 +163,13 @@ async def test_filters_stand_in_the_address(
         wrong = await http.get("/agents/connections?nod=node1")
         assert wrong.status_code == 400
         assert "did you mean node?" in wrong.text
+    for path, told in (
+        ("/agents/connections?state=asleep", "none of online, busy, draining"),
+        ("/flow?window=10y", "none of 30s, 1m, 5m"),
+    ):
+        wrong = await http.get(path)
+        assert wrong.status_code == 400
+        assert told in wrong.text
 
 
 async def test_the_test_is_seen_by_everybody(

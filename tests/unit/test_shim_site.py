@@ -2,7 +2,12 @@
 
 from mesh.shim.pages import Pages
 from mesh.shim.site.cabinet import ShownCall
+from mesh.shim.site.drawings import Window
+from mesh.shim.site.mermaid import flowchart
 from mesh.shim.site.painting import PIECES_KEPT, Painter
+from mesh.traffic_log import Edge
+
+NOW = 1_700_000_000.0
 
 
 def call(number: int) -> ShownCall:
@@ -25,3 +30,32 @@ def test_the_same_row_is_made_once() -> None:
     first = paint.one("call_line", "call-x", call(1))
     assert paint.one("call_line", "call-x", call(1)) is first
     assert paint.one("call_line", "call-x", call(2)) is not first
+
+
+def test_the_traffic_as_mermaid() -> None:
+    """A box for each node; an agent that asks another one is one name."""
+    asked = Edge("ann", "laptop", "sun", node="hub")
+    nested = Edge("sun", "hub", "moon", node="laptop")
+    unknown = Edge("", "", "moon")
+    for edge, calls, errors in ((asked, 1, 0), (nested, 3, 2), (unknown, 1, 1)):
+        for _ in range(calls):
+            edge.asked.add(NOW)
+        for _ in range(errors):
+            edge.failed.add(NOW)
+    assert flowchart([asked, nested, unknown], NOW, Window.ONE).splitlines() == [
+        "flowchart LR",
+        '  subgraph s1["laptop"]',
+        '    n1["ann"]',
+        '    n3["moon"]',
+        "  end",
+        '  subgraph s2["hub"]',
+        '    n2["sun"]',
+        "  end",
+        '  subgraph s3["elsewhere"]',
+        '    n4["somebody"]',
+        '    n5["moon"]',
+        "  end",
+        '  n1 -->|"1 call"| n2',
+        '  n2 -->|"3 calls; 2 failed"| n3',
+        '  n4 -->|"1 call; 1 failed"| n5',
+    ]

@@ -114,6 +114,17 @@ def test_the_last_minutes_are_not_longer() -> None:
     assert log.edges(late + 30) == []
 
 
+def test_a_shorter_look_back() -> None:
+    """Shows less, and forgets nothing."""
+    log = TrafficLog()
+    ask(log, "c1", NOW)
+    ask(log, "c2", NOW + 100)
+    (edge,) = log.edges(NOW + 101, 30)
+    assert (edge.calls(NOW + 101, 30), edge.calls(NOW + 101)) == (1, 2)
+    assert log.edges(NOW + 140, 30) == []
+    assert len(log.edges(NOW + 140)) == 1
+
+
 @pytest.mark.parametrize("kind", ["", "nonsense", "final\r\n"])
 def test_what_is_no_frame_is_no_call(kind: str) -> None:
     """A registrar's receipt, say, comes on a reply subject too."""

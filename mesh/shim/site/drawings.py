@@ -5,10 +5,11 @@ Coordinates only; templates make SVG of them. The same data give the same pictur
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Final
 
 from mesh.shim.site.rows import AgentRow
-from mesh.traffic_log import Edge, SeenCall
+from mesh.traffic_log import WINDOW_S, Edge, SeenCall
 
 WIDTH: Final = 960
 ROW: Final = 30
@@ -18,8 +19,24 @@ _TOP: Final = 34
 AGENTS_AT_MOST: Final = 40
 """On the map; the others are a number."""
 EDGES_AT_MOST: Final = 60
+NOWHERE: Final = "elsewhere"
+"""Where a caller is that does not say it."""
+NOBODY: Final = "somebody"
 MOVING_S: Final = 10.0
 """How long an edge is drawn as moving after its newest call."""
+
+
+class Window(Enum):
+    """How far back the map looks, as its address says it."""
+
+    HALF = ("30s", 30.0, "30 seconds")
+    ONE = ("1m", 60.0, "a minute")
+    FIVE = ("5m", WINDOW_S, "5 minutes")
+
+    def __init__(self, parameter: str, seconds: float, words: str) -> None:
+        self.parameter = parameter
+        self.seconds = seconds
+        self.words = words
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +159,11 @@ MAILBOX: Final = 220
 
 
 def traffic_map(
-    rows: Sequence[AgentRow], node_states: dict[str, str], edges: Sequence[Edge], now: float
+    rows: Sequence[AgentRow],
+    node_states: dict[str, str],
+    edges: Sequence[Edge],
+    now: float,
+    window: Window,
 ) -> TrafficMap:
     """Draw who asks whom. Agents with traffic come first, then as many as there is room for."""
     edges = edges[:EDGES_AT_MOST]
@@ -164,17 +185,17 @@ def traffic_map(
     starts = {(box.title, pill.id): pill for box in left for pill in box.pills}
     lines = [
         _line(
-            edge, starts[edge.source_node or _NOWHERE, edge.caller or _NOBODY], at[edge.agent], now
+            edge,
+            starts[edge.source_node or NOWHERE, edge.caller or NOBODY],
+            at[edge.agent],
+            now,
+            window,
         )
         for edge in edges
         if edge.agent in at
     ]
     ends = [box.y + box.height for box in (*left, *right)]
     return TrafficMap(max(ends, default=120) + 10, left, mailboxes, right, lines)
-
-
-_NOWHERE: Final = "elsewhere"
-_NOBODY: Final = "somebody"
 
 
 def _waiting(row: AgentRow) -> str:
@@ -186,7 +207,7 @@ def _waiting(row: AgentRow) -> str:
 def _by_node(rows: Iterable[AgentRow]) -> dict[str, list[AgentRow]]:
     found: dict[str, list[AgentRow]] = {}
     for row in rows:
-        found.setdefault(row.node or _NOWHERE, []).append(row)
+        found.setdefault(row.node or NOWHERE, []).append(row)
     return dict(sorted(found.items()))
 
 
@@ -213,8 +234,8 @@ def _boxes(
 def _caller_boxes(edges: Sequence[Edge], states: dict[str, str]) -> list[Box]:
     groups: dict[str, list[str]] = {}
     for edge in edges:
-        names = groups.setdefault(edge.source_node or _NOWHERE, [])
-        if (name := edge.caller or _NOBODY) not in names:
+        names = groups.setdefault(edge.source_node or NOWHERE, [])
+        if (name := edge.caller or NOBODY) not in names:
             names.append(name)
     boxes, y = [], _TOP
     for node, names in sorted(groups.items()):
@@ -228,8 +249,8 @@ def _caller_boxes(edges: Sequence[Edge], states: dict[str, str]) -> list[Box]:
     return boxes
 
 
-def _line(edge: Edge, start: Pill, mailbox: Pill, now: float) -> Line:
-    calls, errors = edge.calls(now), edge.errors(now)
+def _line(edge: Edge, start: Pill, mailbox: Pill, now: float, window: Window) -> Line:
+    calls, errors = edge.calls(now, window.seconds), edge.errors(now, window.seconds)
     x1, y1, x2, y2 = start.x, start.y, mailbox.x, mailbox.y
     bend = (x2 - x1) // 2
     path = f"M{x1} {y1}C{x1 + bend} {y1} {x2 - bend} {y2} {x2} {y2}M{x2 + MAILBOX} {y2}H{_RIGHT_X}"
@@ -239,5 +260,5 @@ def _line(edge: Edge, start: Pill, mailbox: Pill, now: float) -> Line:
         width=min(6.0, 1.5 + calls**0.5 / 4),
         is_moving=now - edge.last_at < MOVING_S,
         has_errors=bool(errors),
-        title=f"{edge.caller or _NOBODY} asked {edge.agent} {calls} times in 5 minutes{failed}",
+        title=f"{edge.caller or NOBODY} asked {edge.agent} {calls} times in {window.words}{failed}",
     )

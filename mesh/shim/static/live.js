@@ -72,8 +72,13 @@ function showTimes(root) {
   }
 }
 
+let source = null;
+let isPaused = false;
+
 function follow() {
-  const source = new EventSource(location.href);
+  source?.close();
+  if (isPaused) return;
+  source = new EventSource(location.href);
   source.onmessage = (event) => {
     stale.hidden = true;
     apply(JSON.parse(event.data));
@@ -83,7 +88,21 @@ function follow() {
     // A browser gives up when it is answered with an error; we do not.
     if (source.readyState === EventSource.CLOSED) setTimeout(comeBack, 3000);
   };
-  addEventListener("pagehide", () => source.close(), { once: true });
+}
+
+// Who looks at something closely does not want it to move. What was missed comes when it goes on.
+function offerPause() {
+  const button = document.getElementById("pause");
+  if (!button) return;
+  button.hidden = false;
+  button.addEventListener("click", () => {
+    isPaused = !isPaused;
+    button.textContent = isPaused ? "Go on" : "Pause";
+    button.setAttribute("aria-pressed", String(isPaused));
+    document.documentElement.classList.toggle("paused", isPaused);
+    if (isPaused) source.close();
+    else follow();
+  });
 }
 
 async function comeBack() {
@@ -113,8 +132,10 @@ function offerCopies() {
   }
 }
 
+addEventListener("pagehide", () => source?.close());
 addEventListener("pageshow", (event) => { if (event.persisted) follow(); });
 showTimes(document);
 setInterval(() => showTimes(document), 1000);
 offerCopies();
+offerPause();
 follow();
