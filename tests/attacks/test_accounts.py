@@ -6,13 +6,14 @@ CORE owns JetStream and the control plane. The user of host2, agent `c`, is the 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Final
 
 import nats.errors
 import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from mesh import Agent, streams, subjects
+from mesh import Agent, codec, streams, subjects
 from mesh import headers as h
 from mesh.access import Access
 from mesh.callers import Caller, new_instance_id
@@ -24,8 +25,11 @@ from mesh.directory import Directory, follow_directory
 from mesh.errors import BrokerUnreachableError
 from mesh.history import read_history, read_last
 from mesh.inbox import ReplyInbox
+from mesh.presence import read_people, say, user_token
 from mesh.registry import beat
 from mesh.runtime import describe_process
+from mesh.streams import PRESENCE
+from schemas.presence import PresenceHeartbeat, PresenceStatus
 from schemas.registry import Announcement, Heartbeat, Role, State
 from tests.accounts.mesh import (
     CALM_S,
@@ -42,6 +46,8 @@ from tests.accounts.mesh import (
 )
 from tests.accounts.server import accounts_server
 from tests.conftest import control_plane, until
+
+PRESENCE_KEY: Final = f"$KV.{subjects.PRESENCE_BUCKET}."
 
 
 @pytest.fixture(scope="module")
@@ -364,6 +370,44 @@ async def test_api_keys_stay_in_core(core: Connection, mallory: Client) -> None:
     await core.client.flush()
     await asyncio.sleep(CALM_S)
     assert [one for one in heard if issued.key.sha256.encode() in one.data] == []
+
+
+async def test_presence_is_the_hubs_business(
+    core: Connection, directory: Directory, mallory: Client
+) -> None:
+    """Nobody behind the border says how a person is, hears it, or reads it; by any way there is."""
+    ann = PresenceHeartbeat(
+        user="@ann:example.org", client="tab", seq=1, status=PresenceStatus.ONLINE
+    )
+    forged = ann.model_copy(update={"seq": 2, "status": PresenceStatus.OFFLINE})
+    heard: list[Msg] = []
+
+    async def on_message(message: Msg) -> None:
+        heard.append(message)
+
+    for pattern in ("presence.>", "presence.event.>", f"{PRESENCE_KEY}>"):
+        await mallory.subscribe(pattern, cb=on_message)
+    await mallory.flush()
+    await say(core, ann)
+    (kept,) = await read_history(core, PRESENCE, f"{PRESENCE_KEY}>")
+    subject = subjects.presence_heartbeat(user_token(ann.user))
+    direct = f"$JS.API.DIRECT.GET.{PRESENCE}"
+    asked = b'{"last_by_subj":"%b"}' % kept.subject.encode()
+    for one in (direct, f"{direct}.{kept.subject}", f"$JS.API.STREAM.MSG.GET.{PRESENCE}"):
+        assert await answered(mallory, one, asked) is None
+    assert await answered(mallory, subject, codec.encode(forged)) is None
+    for one in (kept.subject, f"presence.event.{kept.subject.removeprefix(PRESENCE_KEY)}"):
+        await mallory.publish(one, codec.encode(forged))
+    # What the broker or the registrar sends with its own rights, led there by a reply subject.
+    await mallory.publish("registry.get.c", b"", reply=subject)
+    await mallory.publish(DIRECT_REGISTRY, b'{"seq":1}', reply=kept.subject)
+    await mallory.flush()
+    await asyncio.sleep(CALM_S)
+    people = await read_people(core, directory.clock)
+    assert [(one.matrix_user_id, one.state.value) for one in people.views()] == [
+        (ann.user, "online")
+    ]
+    assert heard == []
 
 
 async def test_a_registry_event_cannot_be_forged(directory: Directory, mallory: Client) -> None:
