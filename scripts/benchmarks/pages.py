@@ -1,4 +1,4 @@
-"""Measures the pages of the door with many agents: the first paint, and what open pages cost.
+"""Measures the pages of the door: the first paint, what open pages cost, and what they cost calls.
 
 A real `mesh up`; agents that are announced and beat; the system's Chromium, where there is one.
 Each page is painted beside an empty one of the same server, in turns.
@@ -10,15 +10,18 @@ import json
 import os
 import shutil
 import statistics
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
 import httpx2
 from playwright.async_api import Browser, async_playwright
 
-from scripts.benchmarks.door import fresh_mesh
+from scripts.benchmarks import rates, wrk
+from scripts.benchmarks.door import ECHO, fresh_mesh
 from scripts.benchmarks.figures import Figure, Limit, NotRun, Row, table
-from scripts.benchmarks.processes import Mesh
+from scripts.benchmarks.processes import Mesh, mesh_run
+from scripts.benchmarks.rates import Pace
 from scripts.benchmarks.registrations import registered, until_listed
 
 PAINT: Final = (
@@ -30,16 +33,20 @@ PAINT_MS: Final = 150.0
 IDLE_PERCENT: Final = 5.0
 OPEN_PAGES: Final = 100
 SETTLE_S: Final = 10.0
+WATCHING_PAGES: Final = 10
+WATCHED_LEAST: Final = 0.7
+"""Of the calls of a door that nobody watches: whoever looks hears each message once more."""
 
 
-async def run_bench(agents: int, rounds: int, idle_s: float) -> list[Row]:
+async def run_bench(agents: int, rounds: int, idle_s: float, pace: Pace) -> list[Row]:
     """Start everything, and measure."""
     ids = [f"agent{number}" for number in range(agents)]
     pages = ("/", "/agents/connections", "/flow", f"/agent/{ids[0]}")
     async with fresh_mesh() as mesh, registered(mesh, ids):
         await until_listed(mesh, ids)
         rows = await painted(mesh, pages, rounds)
-        return [*rows, *await idle(mesh, pages, idle_s)]
+        rows += await idle(mesh, pages, idle_s)
+    return [*rows, *await watched(pace)]
 
 
 async def painted(mesh: Mesh, pages: tuple[str, ...], rounds: int) -> list[Row]:
@@ -79,22 +86,46 @@ async def first_paint_ms(browser: Browser, url: str) -> float:
 async def idle(mesh: Mesh, pages: tuple[str, ...], for_s: float) -> list[Row]:
     """Keep pages open while nothing happens but heartbeats, and watch the door's processor time."""
     alone = await percent_of_a_core(mesh.http_pid, for_s)
-    limits = httpx2.Limits(max_connections=2 * OPEN_PAGES)
-    async with AsyncExitStack() as stack:
-        http = await stack.enter_async_context(httpx2.AsyncClient(timeout=None, limits=limits))
-        following = [
-            asyncio.create_task(follow(http, mesh.http_url + pages[number % len(pages)]))
-            for number in range(OPEN_PAGES)
-        ]
-        await asyncio.sleep(SETTLE_S)
-        opened = await percent_of_a_core(mesh.http_pid, for_s)
-        for one in following:
-            one.cancel()
-        await asyncio.gather(*following, return_exceptions=True)
+    async with opened(mesh, pages, OPEN_PAGES):
+        taken = await percent_of_a_core(mesh.http_pid, for_s)
     return [
         Figure("no page open, % of a core", alone),
-        Figure(f"{OPEN_PAGES} pages open, % of a core", opened, Limit(most=IDLE_PERCENT, unit="%")),
+        Figure(f"{OPEN_PAGES} pages open, % of a core", taken, Limit(most=IDLE_PERCENT, unit="%")),
     ]
+
+
+async def watched(pace: Pace) -> list[Row]:
+    """Compare a door whose traffic is watched with one of another mesh that nobody looks at."""
+    name = "a door that nobody watches"
+    if not wrk.is_installed():
+        return [NotRun(name, wrk.MISSING)]
+    async with AsyncExitStack() as stack:
+        meshes = [await stack.enter_async_context(fresh_mesh()) for _ in range(2)]
+        for mesh in meshes:
+            await stack.enter_async_context(mesh_run(mesh, ECHO, "echo"))
+            await until_listed(mesh, ["echo"])
+        alone, seen = meshes
+        async with opened(seen, ("/", "/flow", "/agent/echo"), WATCHING_PAGES):
+            ours, reference = (wrk.Target(one.http_url, "echo") for one in (seen, alone))
+            return [*await rates.compare(name, reference, ours, WATCHED_LEAST, pace)]
+
+
+@asynccontextmanager
+async def opened(mesh: Mesh, pages: Sequence[str], count: int) -> AsyncIterator[None]:
+    """Keep pages open."""
+    limits = httpx2.Limits(max_connections=2 * count)
+    async with httpx2.AsyncClient(timeout=None, limits=limits) as http:
+        following = [
+            asyncio.create_task(follow(http, mesh.http_url + pages[number % len(pages)]))
+            for number in range(count)
+        ]
+        await asyncio.sleep(SETTLE_S)
+        try:
+            yield
+        finally:
+            for one in following:
+                one.cancel()
+            await asyncio.gather(*following, return_exceptions=True)
 
 
 async def follow(http: httpx2.AsyncClient, url: str) -> None:
@@ -125,8 +156,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print plain data")
     chosen = parser.parse_args(arguments)
     judge = not chosen.quick
-    rounds, idle_s = (9, 30.0) if judge else (1, 2.0)
-    rows = asyncio.run(run_bench(chosen.agents, rounds, idle_s))
+    rounds, idle_s, pace = (9, 30.0, Pace(5, 4, 4)) if judge else (1, 2.0, Pace(1, 1, 1))
+    rows = asyncio.run(run_bench(chosen.agents, rounds, idle_s, pace))
     if chosen.json:
         print(json.dumps([row.as_json() for row in rows], indent=2))
     else:
