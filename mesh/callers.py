@@ -18,6 +18,8 @@ class Lineage:
 
     hops: tuple[str, ...] = ()
     trace_id: str = ""
+    parent: str = ""
+    """The span of the call in which it is made."""
 
     def require_room(self, agent: str) -> None:
         """Check that calling `agent` closes no loop and goes not too deep.

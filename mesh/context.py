@@ -48,7 +48,8 @@ class CallContext:
     @property
     def lineage(self) -> Lineage:
         """What a nested call is told of this one."""
-        return Lineage((*self.hops, self.agent), _trace_id(self.traceparent))
+        trace_id, span_id = h.span_of(self.traceparent)
+        return Lineage((*self.hops, self.agent), trace_id, span_id)
 
     async def ask(
         self,
@@ -91,9 +92,3 @@ class CallContext:
         if limit_s <= 0:
             raise CallTimeoutError("no time is left to ask another agent", timeout_s=0)
         return limit_s
-
-
-def _trace_id(traceparent: str) -> str:
-    """Read a W3C traceparent; what is malformed begins a new trace."""
-    parts = traceparent.split("-")
-    return parts[1] if len(parts) == 4 and len(parts[1]) == 32 else ""

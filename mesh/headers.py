@@ -47,6 +47,13 @@ NODE: Final = "mesh-node"
 CODE: Final = "mesh-code"
 REASON: Final = "mesh-reason"
 SUBJECT: Final = "mesh-subject"
+REQUEST: Final = "mesh-request"
+"""On frames, which message they answer: its place among the mailboxes, `/`, when it was stored in
+nanoseconds of the broker's clock."""
+RAN_MS: Final = "mesh-ran-ms"
+"""On frames, how long this attempt had been worked on by then."""
+PARENT: Final = "mesh-parent"
+"""The span of the call in which this one was made; on its request, and on its frames."""
 
 JSON: Final = "application/json"
 TEXT: Final = "text/plain"
@@ -56,6 +63,8 @@ MAX_TIMEOUT_S: Final = 24 * 3600.0
 """A mailbox keeps nothing longer than a day, so no deadline can be later."""
 
 
+_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_SPAN_ID: Final = re.compile(r"[0-9a-f]{16}")
 _CALL_ID: Final = re.compile(r"[!-~]{1,128}")
 """It is repeated on every frame, twice on the last: unbounded, it would break the size limit."""
 _NUMBER_DIGITS: Final = 15
@@ -102,6 +111,8 @@ class RequestHeaders:
     """How long the frames are worth keeping after the deadline."""
     is_ping: bool = False
     traceparent: str = ""
+    """As W3C Trace Context has it, or empty."""
+    parent: str = ""
 
     @classmethod
     def read(cls, raw: Mapping[str, str] | None) -> "RequestHeaders":
@@ -111,7 +122,7 @@ class RequestHeaders:
         hops = raw.get(HOPS, "")
         return cls(
             reply_to=raw.get(REPLY_TO, ""),
-            call_id=_call_id_or_empty(raw.get(CORRELATION_ID, "")),
+            call_id=_matching(_CALL_ID, raw.get(CORRELATION_ID, "")),
             content_type=raw.get(CONTENT_TYPE, "").partition(";")[0].strip().lower(),
             source_agent=_id_or_empty(raw.get(SOURCE_AGENT, "")),
             source_node=_id_or_empty(raw.get(SOURCE_NODE, "")),
@@ -120,12 +131,19 @@ class RequestHeaders:
             is_repeatable=RETRY in raw or IDEMPOTENCY in raw,
             keep_s=number(raw.get(KEEP_S)) or 0,
             is_ping=PING in raw,
-            traceparent=raw.get(TRACEPARENT, ""),
+            traceparent=_matching(_TRACEPARENT, raw.get(TRACEPARENT, "")),
+            parent=_matching(_SPAN_ID, raw.get(PARENT, "")),
         )
 
 
-def _call_id_or_empty(text: str) -> str:
-    return text if _CALL_ID.fullmatch(text) else ""
+def span_of(traceparent: str) -> tuple[str, str]:
+    """Return the trace and the span that a valid `traceparent` names; of an empty one, nothing."""
+    _, trace_id, span_id, _ = traceparent.split("-") if traceparent else ("", "", "", "")
+    return trace_id, span_id
+
+
+def _matching(pattern: re.Pattern[str], text: str) -> str:
+    return text if pattern.fullmatch(text) else ""
 
 
 def _id_or_empty(text: str) -> str:

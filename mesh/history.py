@@ -70,6 +70,31 @@ async def read_history(
         from_sequence = batch[-1].sequence + 1
 
 
+async def read_since(
+    connection: Connection, stream: str, subject: str, since_ns: int, *, limit: int
+) -> list[StoredMessage]:
+    """Read what was stored under `subject` at a time or later, in order, and about `limit` of it.
+
+    Raises what `read_history` raises.
+    """
+    from_sequence = 1
+    if not is_guarded(connection.client):  # Its requests are by place only.
+        at = datetime.fromtimestamp(since_ns / 1e9, UTC).isoformat()
+        which = {"batch": 1, "start_time": at, "next_by_subj": subject}
+        first, _ = await _ask_batch(connection, stream, subject, which)
+        if not first:
+            return []
+        from_sequence = first[0].sequence
+    found: list[StoredMessage] = []
+    while len(found) < limit:
+        batch, pending = await _read_batch(connection, stream, subject, from_sequence)
+        found += [one for one in batch if stored_ns(one.headers) >= since_ns]
+        if not batch or not pending:
+            break
+        from_sequence = batch[-1].sequence + 1
+    return found
+
+
 async def read_settled_history(
     connection: Connection, stream: str, subject: str
 ) -> list[StoredMessage]:
@@ -237,9 +262,16 @@ async def read_batch(client: Client, target: str, request: bytes) -> list[Msg]:
 async def _read_batch(
     connection: Connection, stream: str, subject: str, from_sequence: int
 ) -> tuple[list[StoredMessage], int]:
+    which = {"batch": BATCH, "seq": from_sequence, "next_by_subj": subject}
+    return await _ask_batch(connection, stream, subject, which)
+
+
+async def _ask_batch(
+    connection: Connection, stream: str, subject: str, which: Mapping[str, Any]
+) -> tuple[list[StoredMessage], int]:
     client = connection.client
     _require_readable(connection, stream)
-    request = orjson.dumps({"batch": BATCH, "seq": from_sequence, "next_by_subj": subject})
+    request = orjson.dumps(which)
     target = f"{DIRECT_GET}.{stream}"
     if stream == REPLY and is_guarded(client):
         # By subject alone only the newest frame can be read: the control plane looks whose it is.

@@ -92,6 +92,8 @@ def compose(
         headers[h.TARGET_NODE] = node
     if lineage.hops:
         headers[h.HOPS] = ",".join(lineage.hops)
+    if lineage.parent:
+        headers[h.PARENT] = lineage.parent
     subject = subjects.inbox(call.agent, node)
     if signer is not None:
         sign(signer, subject, headers, body)

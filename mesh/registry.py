@@ -83,6 +83,11 @@ def identity_key(public: str) -> str:
     return f"identity.{public}"
 
 
+def is_end(headers: Mapping[str, str]) -> bool:
+    """Tell whether a message of a bucket says that its key is gone: deleted, or expired."""
+    return OPERATION in headers or _MARKER in headers
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A key with its value, or with None where it was deleted or has expired."""
@@ -96,7 +101,7 @@ class Entry:
     @classmethod
     def read(cls, key: str, headers: Mapping[str, str], body: bytes, revision: int) -> "Entry":
         """Read a stored or republished message of the bucket."""
-        is_gone = OPERATION in headers or _MARKER in headers
+        is_gone = is_end(headers)
         return cls(key, None if is_gone else body, revision, stored_ns(headers))
 
 

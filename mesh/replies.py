@@ -7,8 +7,8 @@ the second is a duplicate and nobody sees it. Does not run handlers; see `mesh.e
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
 from typing import Final
@@ -57,6 +57,8 @@ class ReplyAddress:
     instance: str
     lifetime_s: float
     """How long a frame is worth keeping: what is left of the deadline."""
+    origin: Mapping[str, str] = field(default_factory=dict)
+    """Headers that name the request; not on chunks, which are many."""
     is_core: bool = False
     """A `_INBOX` subject: nothing is stored, and only the terminal frame is sent."""
     is_bare: bool = False
@@ -208,6 +210,9 @@ class ReplyWriter:
             headers[h.ATTEMPT] = str(address.attempt)
         if seq:
             headers[h.SEQ] = str(seq)
+        if kind is not FrameKind.CHUNK:
+            headers |= address.origin
+            headers[h.RAN_MS] = f"{(time.monotonic() - self._started) * 1_000:.1f}"
         if not address.is_core:
             headers[h.TTL] = h.ttl(frame_lifetime_s(address.lifetime_s))
         return headers

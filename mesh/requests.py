@@ -103,9 +103,20 @@ def read_address(
         node=node,
         instance=instance,
         lifetime_s=left_s + headers.keep_s,
+        origin=_origin(delivery, headers),
         is_core=is_core,
         is_bare=is_bare,
     )
+
+
+def _origin(delivery: Delivery, headers: h.RequestHeaders) -> dict[str, str]:
+    """Return what lets a frame be traced to its request, when that is long gone."""
+    found = {h.REQUEST: f"{delivery.sequence}/{delivery.stored_ns}"}
+    if headers.traceparent:
+        found[h.TRACEPARENT] = headers.traceparent
+    if headers.parent:
+        found[h.PARENT] = headers.parent
+    return found
 
 
 def _bare_subjects(body: bytes, agent: str) -> tuple[str, ...]:

@@ -125,6 +125,11 @@ def delivered(caller: str, instance: str) -> str:
     return f"delivered.{require_id(caller, 'caller')}.reply.{_require_call(instance)}.>"
 
 
+def replies_to(caller: str) -> str:
+    """Everything that is answered to `caller`, but for bare messages."""
+    return f"agent.{require_id(caller, 'caller')}.reply.>"
+
+
 def cancel(agent: str, call_id: str) -> str:
     """Stops one call."""
     return f"agent.{require_id(agent)}.cancel.{_require_call(call_id)}"

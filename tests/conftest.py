@@ -39,8 +39,28 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("mesh")
 
 UNKNOWN_AGENT_GRACE_S = 1.0
+LONG_ONES = (
+    "faults/test_faults.py",
+    "acceptance/test_faults.py",
+    "acceptance/test_join.py",
+    "integration/test_shim_fuzzed.py",
+    "acceptance/test_disk.py",
+    "integration/test_sites.py",
+    "integration/test_presence.py",
+    "integration/test_faults.py",
+    "integration/test_cluster.py",
+)
+"""Files that take more than half a minute. They begin first: a file is for one worker, and the
+others would wait for it at the end."""
 
 Running = Callable[..., AbstractAsyncContextManager[AgentHost]]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first, for the workers of `scripts/test`."""
+    here = Path(__file__).parent
+    places = {here / one: place for place, one in enumerate(LONG_ONES)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 async def until(

@@ -18,6 +18,7 @@ from mesh.cli import (
     join,
     keys,
     publish,
+    trace,
     up,
     who,
 )
@@ -42,6 +43,7 @@ app.command(name="wait")(ask.wait)
 app.command(name="chat")(ask.chat)
 app.command(name="call")(calls.show_call)
 app.command(name="cancel")(calls.cancel_call)
+app.command(name="trace")(trace.trace)
 app.command(name="publish")(publish.publish)
 app.command(name="agents")(agents.list_agents)
 app.command(name="nodes")(agents.list_nodes)

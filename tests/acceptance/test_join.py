@@ -90,7 +90,7 @@ async def test_a_second_machine_joins(hub: Hub, tmp_path: Path, way: str) -> Non
             answer = await hub.mesh.run("send", "--node", node, "echo", "hello")
             took_s = time.monotonic() - started
             assert (answer.out, answer.code) == ("hello\n", 0), answer.err
-            assert took_s < 8.0, "three seconds alone, more beside other tests"
+            assert took_s < 15.0, "three seconds alone, more beside other tests"
             back = await run_mesh("send", "asker", "echo and back", environ=environ)
             assert back.out == "echo said: and back\n"
             async with httpx2.AsyncClient() as http:
