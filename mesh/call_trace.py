@@ -5,6 +5,7 @@ two what the agent says it took. What an attempt that died has not said, its pro
 Does not judge; `mesh.cli.trace` shows it.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -23,6 +24,8 @@ from mesh.nats_client import is_guarded
 from mesh.streams import AUDIT, CONTROL, REPLY
 from schemas.frame import FrameKind
 
+_REQUEST: Final = re.compile(r"([0-9]{1,18})/([0-9]{1,19})")
+"""Bounded: an agent may write anything."""
 CHILDREN_READ: Final = 20_000
 """Frames of an agent that are looked through for the calls that it made."""
 MAX_CALLS: Final = 200
@@ -40,7 +43,7 @@ class Hop(StrEnum):
     FIRST_CHUNK = "first chunk"
     LAST_CHUNK = "last chunk"
     LOST = "lost"
-    """The process of this attempt was heard for the last time."""
+    """The process of an attempt that did not end was heard last, or given up."""
     CANCEL = "cancel"
     ANSWERED = "answered"
     FAILED = "failed"
@@ -115,6 +118,7 @@ class _Reader:
         steps += await self._losses(steps, record)
         steps += await self._cancels(record)
         steps.sort(key=lambda step: step.at_ns)
+        steps = [*_with_silent_attempts(steps)]
         steps += await self._settlement(origin, record)
         trace_id, span_id = h.span_of(origin.traceparent)
         return CallTrace(
@@ -143,9 +147,9 @@ class _Reader:
             if newest is None:
                 continue
             is_gone = registry.is_end(newest.headers)
-            told = "its process has left, or was silent" if is_gone else "its process is alive"
-            note = f"attempt {step.attempt} did not end: {told}"
-            at_ns = stored_ns(newest.headers) if is_gone else 0
+            told = "had left, or was silent for too long" if is_gone else "was heard last"
+            note = f"attempt {step.attempt} did not end: here its process {told}"
+            at_ns = stored_ns(newest.headers)
             found.append(Step(Hop.LOST, at_ns, step.attempt, step.node, instance, note))
         return found
 
@@ -209,9 +213,8 @@ class _Origin:
 
 def _origin(messages: Iterable[StoredMessage]) -> _Origin:
     for one in messages:
-        sequence, _, stored = one.headers.get(h.REQUEST, "").partition("/")
-        if sequence.isdecimal() and stored.isdecimal():
-            return _Origin(int(sequence), int(stored), _traceparent(one.headers))
+        if found := _REQUEST.fullmatch(one.headers.get(h.REQUEST, "")):
+            return _Origin(int(found[1]), int(found[2]), _traceparent(one.headers))
     return _Origin()
 
 
@@ -264,6 +267,17 @@ def _attempt_steps(spoken: Sequence[tuple[Frame, StoredMessage]]) -> Iterable[St
             yield _step(Hop.ANSWERED, one, at_ns, _work(message.headers))
         elif one.kind is FrameKind.ERROR:
             yield _step(Hop.FAILED, one, at_ns, f"{one.error.code}: {one.error.message}")
+
+
+def _with_silent_attempts(steps: Sequence[Step]) -> Iterable[Step]:
+    """Put in what died before it said a word, which is known by the attempt that came after."""
+    known = 0
+    for step in steps:
+        for attempt in range(known + 1, step.attempt):
+            note = f"attempt {attempt} said nothing: its process ended, or lost the broker, at once"
+            yield Step(Hop.LOST, attempt=attempt, note=note)
+        known = max(known, step.attempt)
+        yield step
 
 
 def _step(hop: Hop, frame: Frame, at_ns: int, note: str = "") -> Step:

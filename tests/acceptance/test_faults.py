@@ -67,12 +67,18 @@ async def test_a_killed_agent_is_replaced_in_the_middle_of_a_call(
                 done = await asking
                 assert (done.code, done.out) == (0, "answered by second, attempt 2\n"), done
                 assert two.text.count("working") == 1
-        kinds = []
+        seen = []
         while frames.pending_msgs:
             message = await frames.next_msg(timeout=30)
-            kinds.append((message.headers or {})["mesh-kind"])
-        assert kinds.count("final") == 1, kinds
+            seen.append(message.headers or {})
+        assert [one["mesh-kind"] for one in seen].count("final") == 1, seen
         await client.close()
+        told = await mesh.run("trace", seen[0]["correlation_id"])
+        hops = re.findall(r"(?m)^ *(?:\S+ s)? +(stored|began|lost|answered|ack\w+)", told.out)
+        # It was killed before it had to say that it works.
+        assert hops == ["stored", "lost", "began", "answered", "acknowledged"], told.out
+        assert "attempt 1 said nothing" in told.out
+        assert re.search(r"began +attempt 2 on \S+ \[\w{8}\] +\((9|1\d)\.\d s later\)", told.out)
 
 
 async def test_calls_go_on_without_a_control_plane(

@@ -16,16 +16,18 @@ from nats.aio.msg import Msg
 from mesh import Agent, codec, streams, subjects
 from mesh import headers as h
 from mesh.access import Access
+from mesh.call_trace import Hop, read_trace
 from mesh.callers import Caller, new_instance_id
 from mesh.calls import Call
 from mesh.client import MeshClient, open_client
 from mesh.connection import Connection, open_connection
 from mesh.dead_letters import Reason, read_letters
 from mesh.directory import Directory, follow_directory
-from mesh.errors import BrokerUnreachableError
+from mesh.errors import BrokerUnreachableError, CallNotFoundError
 from mesh.history import read_history, read_last
 from mesh.inbox import ReplyInbox
 from mesh.presence import read_people, say, user_token
+from mesh.questions import encode_question
 from mesh.registry import beat
 from mesh.runtime import describe_process
 from mesh.streams import PRESENCE
@@ -209,6 +211,25 @@ async def test_a_trace_does_not_tell_the_call(mesh: Mesh, ann: MeshClient) -> No
     await call.result()
     assert mesh.traces[-1]
     assert mesh.traces[-1] != call.id
+
+
+async def test_own_calls_can_be_traced(
+    mesh: Mesh, ann: MeshClient, connection: Connection, core: Connection
+) -> None:
+    """A person sees the hops of a call of hers, and at the hub also what was done for it."""
+    call = await ann.start("c", encode_question("c", "hi", stream=False))
+    await call.result()
+    await until(lambda: is_idle(core, "c"))
+    mine = await read_trace(connection, call.id)
+    assert [one.hop for one in mine.steps if one.hop is not Hop.RECORDED] == [
+        *(Hop.STORED, Hop.BEGAN, Hop.ANSWERED, Hop.ACKNOWLEDGED)
+    ]
+    assert mine.children == []
+    whole = await read_trace(core, call.id)
+    (below,) = whole.children
+    assert (below.caller, below.agent) == ("c", "b")
+    with pytest.raises(CallNotFoundError):
+        await read_trace(connection, below.call_id)
 
 
 async def test_a_reply_subject_reaches_nothing_in_core(core: Connection, mallory: Client) -> None:

@@ -10,6 +10,7 @@ from nats.aio.client import Client
 
 from mesh import Agent, ChatRequest
 from mesh import headers as h
+from mesh.call_trace import Hop, read_trace
 from mesh.calls import CallState
 from mesh.client import MeshClient
 from mesh.connection import Connection, open_connection
@@ -300,6 +301,18 @@ async def test_the_second_attempt_is_on_record(
         held.go.set()
         record = await read_when(reader, stored.id, CallState.ANSWERED)
     assert record.attempt == 2
+    trace = await read_trace(reader, stored.id)
+    hops = [(one.hop, one.attempt) for one in trace.steps if one.attempt]
+    assert [one for one in hops if one[0] is not Hop.LOST] == [
+        (Hop.BEGAN, 1),
+        (Hop.WORKING, 1),
+        (Hop.BEGAN, 2),
+        (Hop.WORKING, 2),
+        (Hop.ANSWERED, 2),
+    ]
+    (lost,) = [one for one in trace.steps if one.hop is Hop.LOST]
+    assert (lost.attempt, lost.node) == (1, "node1")
+    assert "attempt 1 did not end" in lost.note
     assert isinstance(record.outcome, Frame)
     assert b"hello, attempt 2" in record.outcome.body
 

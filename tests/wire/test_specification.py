@@ -109,6 +109,8 @@ def normalised(text: str) -> str:
     for pattern, name in (
         (r"reply\.[0-9a-f]{32}\.[0-9a-f]{32}", "reply.<instance>.<call>"),
         (r"00-[0-9a-f]{32}-[0-9a-f]{16}-01", "00-<trace>-<span>-01"),
+        (r"mesh-request: \d+/\d+", "mesh-request: <sequence>/<stored ns>"),
+        (r"mesh-ran-ms: \d+\.\d", "mesh-ran-ms: <ms>"),
         (r"chatcmpl-[0-9a-f]{32}", "chatcmpl-<call>"),
         (r'"call_id":"[0-9a-f]{32}"', '"call_id":"<call>"'),
         (r'"instance":"[0-9a-f]{32}"', '"instance":"<instance>"'),
