@@ -5,7 +5,6 @@ two what the agent says it took. What an attempt that died has not said, its pro
 Does not judge; `mesh.cli.trace` shows it.
 """
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -24,8 +23,6 @@ from mesh.nats_client import is_guarded
 from mesh.streams import AUDIT, CONTROL, REPLY
 from schemas.frame import FrameKind
 
-_REQUEST: Final = re.compile(r"([0-9]{1,18})/([0-9]{1,19})")
-"""Bounded: an agent may write anything."""
 CHILDREN_READ: Final = 20_000
 """Frames of an agent that are looked through for the calls that it made."""
 MAX_CALLS: Final = 200
@@ -213,8 +210,8 @@ class _Origin:
 
 def _origin(messages: Iterable[StoredMessage]) -> _Origin:
     for one in messages:
-        if found := _REQUEST.fullmatch(one.headers.get(h.REQUEST, "")):
-            return _Origin(int(found[1]), int(found[2]), _traceparent(one.headers))
+        if found := h.request_of(one.headers):
+            return _Origin(*found, _traceparent(one.headers))
     return _Origin()
 
 

@@ -65,6 +65,7 @@ MAX_TIMEOUT_S: Final = 24 * 3600.0
 
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _SPAN_ID: Final = re.compile(r"[0-9a-f]{16}")
+_REQUEST: Final = re.compile(r"([0-9]{1,18})/([0-9]{1,19})")
 _CALL_ID: Final = re.compile(r"[!-~]{1,128}")
 """It is repeated on every frame, twice on the last: unbounded, it would break the size limit."""
 _NUMBER_DIGITS: Final = 15
@@ -140,6 +141,12 @@ def span_of(traceparent: str) -> tuple[str, str]:
     """Return the trace and the span that a valid `traceparent` names; of an empty one, nothing."""
     _, trace_id, span_id, _ = traceparent.split("-") if traceparent else ("", "", "", "")
     return trace_id, span_id
+
+
+def request_of(headers: Mapping[str, str]) -> tuple[int, int] | None:
+    """Return which message a frame answers: its place, and when it was stored in nanoseconds."""
+    found = _REQUEST.fullmatch(headers.get(REQUEST, ""))
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def _matching(pattern: re.Pattern[str], text: str) -> str:

@@ -5,7 +5,7 @@ Told what passes, and when; asks nobody. See `mesh.traffic` for who tells it.
 
 import math
 from collections import OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -117,6 +117,16 @@ class Edge:
 
 
 @dataclass(frozen=True, slots=True)
+class AgentNumbers:
+    """What the calls to one agent come to, of the last minutes."""
+
+    calls_per_s: float
+    p50_ms: float | None
+    p99_ms: float | None
+    errors: int
+
+
+@dataclass(frozen=True, slots=True)
 class Numbers:
     """What the traffic of the last minutes comes to."""
 
@@ -144,7 +154,8 @@ class TrafficLog:
         """By agent, the calls that are worked on."""
         self._pings: deque[str] = deque(maxlen=KEPT_PINGS)
         self._asked, self._failed = Buckets(), Buckets()
-        self._times: deque[tuple[float, float]] = deque(maxlen=KEPT_TIMES)
+        self._times: deque[tuple[float, float, str]] = deque(maxlen=KEPT_TIMES)
+        """When calls ended, how long they took, and who answered."""
 
     def on_request(self, subject: str, headers: Mapping[str, str], now: float) -> None:
         """Take in a request."""
@@ -217,14 +228,32 @@ class TrafficLog:
 
     def numbers(self, now: float) -> Numbers:
         """Return what the last minutes come to."""
-        took = sorted(took_s for at, took_s in self._times if at > now - WINDOW_S)
-        p99 = took[math.ceil(len(took) * 0.99) - 1] * 1_000 if took else None
+        took = sorted(took_s for at, took_s, _ in self._times if at > now - WINDOW_S)
         return Numbers(
             calls_per_s=self._asked.since(now - RATE_S) / RATE_S,
             in_flight=sum(self.depths.values()),
-            p99_ms=p99,
+            p99_ms=_quantile_ms(took, 0.99),
             errors=self._failed.since(now - WINDOW_S),
         )
+
+    def by_agent(self, now: float) -> dict[str, AgentNumbers]:
+        """Return the same for each agent that was asked."""
+        took: dict[str, list[float]] = {}
+        for at, took_s, agent in self._times:
+            if at > now - WINDOW_S:
+                took.setdefault(agent, []).append(took_s)
+        edges = self.edges(now)
+        found = {}
+        for agent in {edge.agent for edge in edges}:
+            times = sorted(took.get(agent, ()))
+            asked = [edge for edge in edges if edge.agent == agent]
+            found[agent] = AgentNumbers(
+                calls_per_s=sum(edge.calls(now, RATE_S) for edge in asked) / RATE_S,
+                p50_ms=_quantile_ms(times, 0.5),
+                p99_ms=_quantile_ms(times, 0.99),
+                errors=sum(edge.errors(now) for edge in asked),
+            )
+        return found
 
     def edges(self, now: float, window_s: float = WINDOW_S) -> list[Edge]:
         """Return who has asked whom in the last minutes, or in less, the busiest first."""
@@ -275,8 +304,13 @@ class TrafficLog:
     def _end(self, call: SeenCall, now: float) -> None:
         """Count a call whose request and end were both seen."""
         if call.took_s is not None:
-            self._times.append((now, call.took_s))
+            self._times.append((now, call.took_s, call.agent))
             edge = self._edge(call)
             edge.node = call.node
             if call.state is not CallState.ANSWERED:
                 edge.failed.add(now)
+
+
+def _quantile_ms(took: Sequence[float], share: float) -> float | None:
+    """Return a quantile of sorted seconds; None of none."""
+    return took[math.ceil(len(took) * share) - 1] * 1_000 if took else None

@@ -18,6 +18,8 @@ from mesh.cli import (
     join,
     keys,
     publish,
+    tail,
+    top,
     trace,
     up,
     who,
@@ -44,6 +46,8 @@ app.command(name="chat")(ask.chat)
 app.command(name="call")(calls.show_call)
 app.command(name="cancel")(calls.cancel_call)
 app.command(name="trace")(trace.trace)
+app.command(name="tail")(tail.tail)
+app.command(name="top")(top.top)
 app.command(name="publish")(publish.publish)
 app.command(name="agents")(agents.list_agents)
 app.command(name="nodes")(agents.list_nodes)

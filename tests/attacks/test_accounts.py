@@ -16,6 +16,7 @@ from nats.aio.msg import Msg
 from mesh import Agent, codec, streams, subjects
 from mesh import headers as h
 from mesh.access import Access
+from mesh.activity import listening, replay
 from mesh.call_trace import Hop, read_trace
 from mesh.callers import Caller, new_instance_id
 from mesh.calls import Call
@@ -23,7 +24,7 @@ from mesh.client import MeshClient, open_client
 from mesh.connection import Connection, open_connection
 from mesh.dead_letters import Reason, read_letters
 from mesh.directory import Directory, follow_directory
-from mesh.errors import BrokerUnreachableError, CallNotFoundError
+from mesh.errors import BrokerUnreachableError, CallNotFoundError, NotPermittedError
 from mesh.history import read_history, read_last
 from mesh.inbox import ReplyInbox
 from mesh.presence import read_people, say, user_token
@@ -391,6 +392,15 @@ async def test_api_keys_stay_in_core(core: Connection, mallory: Client) -> None:
     await core.client.flush()
     await asyncio.sleep(CALM_S)
     assert [one for one in heard if issued.key.sha256.encode() in one.data] == []
+
+
+async def test_the_traffic_is_the_hubs_business(connection: Connection) -> None:
+    """Who has no right to see it is told so, and not left in silence."""
+    with pytest.raises(NotPermittedError, match="look at the hub"):
+        async with listening(connection):
+            pass
+    with pytest.raises(NotPermittedError):
+        await anext(replay(connection, 60))
 
 
 async def test_presence_is_the_hubs_business(

@@ -91,6 +91,8 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
                 "mesh.client",
                 "mesh.context",
                 "mesh.agent",
+                "mesh.activity",
+                "mesh.call_trace",
                 "mesh.traffic",
                 "mesh.traffic_log",
             }

@@ -114,6 +114,20 @@ def test_the_last_minutes_are_not_longer() -> None:
     assert log.edges(late + 30) == []
 
 
+def test_numbers_of_each_agent() -> None:
+    """Its own calls, times and failures."""
+    log = TrafficLog()
+    for number, (kind, took_s) in enumerate([("final", 0.1), ("final", 0.3), ("error", 0.5)]):
+        ask(log, f"c{number}", NOW)
+        say(log, f"c{number}", kind, NOW + took_s)
+    numbers = log.by_agent(NOW + 1)
+    assert list(numbers) == ["sun"]
+    assert numbers["sun"].p50_ms == pytest.approx(300)
+    assert numbers["sun"].p99_ms == pytest.approx(500)
+    assert (numbers["sun"].errors, numbers["sun"].calls_per_s) == (1, 0.3)
+    assert log.by_agent(NOW + 2 * WINDOW_S) == {}
+
+
 def test_a_shorter_look_back() -> None:
     """Shows less, and forgets nothing."""
     log = TrafficLog()
