@@ -56,21 +56,30 @@ export function apply(change) {
 }
 
 // Times are the reader's own: how long ago, and the whole time when it is pointed at.
-const ago = new Intl.RelativeTimeFormat("en", { numeric: "auto", style: "narrow" });
+let ago = null; // Takes longer to make than a page to paint.
 const UNITS = [["day", 86400], ["hour", 3600], ["minute", 60], ["second", 1]];
 
 function showTimes(root) {
+  ago ??= new Intl.RelativeTimeFormat("en", { numeric: "auto", style: "narrow" });
   const now = Date.now();
   for (const time of root.querySelectorAll("time[datetime], time[data-at]")) {
-    const at = time.dataset.at ? Number(time.dataset.at) * 1000 : Date.parse(time.dateTime);
+    const at = moment(time);
     if (!Number.isFinite(at)) continue;
     const seconds = Math.round((at - now) / 1000);
     const [unit, size] = UNITS.find(([, one]) => Math.abs(seconds) >= one) ?? UNITS[3];
     const text = ago.format(Math.trunc(seconds / size), unit);
     if (time.textContent !== text) time.textContent = text;
-    time.title ||= new Date(at).toLocaleString();
   }
 }
+
+function moment(time) {
+  return time.dataset.at ? Number(time.dataset.at) * 1000 : Date.parse(time.dateTime);
+}
+
+document.addEventListener("pointerover", ({ target }) => {
+  const time = target.closest?.("time[datetime], time[data-at]");
+  if (time && Number.isFinite(moment(time))) time.title ||= new Date(moment(time)).toLocaleString();
+});
 
 let source = null;
 let isPaused = false;
@@ -134,8 +143,15 @@ function offerCopies() {
 
 addEventListener("pagehide", () => source?.close());
 addEventListener("pageshow", (event) => { if (event.persisted) follow(); });
-showTimes(document);
-setInterval(() => showTimes(document), 1000);
-offerCopies();
-offerPause();
-follow();
+
+function begin() {
+  showTimes(document);
+  setInterval(() => showTimes(document), 1000);
+  offerCopies();
+  offerPause();
+  follow();
+}
+
+// The page is whole without us: it is painted first. A hidden one is not painted at all.
+if (document.hidden) begin();
+else requestAnimationFrame(() => setTimeout(begin));

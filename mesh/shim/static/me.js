@@ -1,10 +1,9 @@
 // Who reads these pages, if he wants to be seen: a name that stays in this browser.
-import { startPresenceHeartbeat } from "./presence.js";
-
 const KEY = "mesh-me";
 const url = new URL("../internal/matrix/presence/online", import.meta.url).href;
 const form = document.getElementById("me");
 let stop = null;
+let shown = 0;
 
 function kept() {
   try {
@@ -14,11 +13,14 @@ function kept() {
   }
 }
 
-function show(userId) {
+async function show(userId) {
+  const mine = ++shown;
   stop?.();
   stop = null;
   if (form) form.querySelector("output").textContent = "";
   if (!userId) return;
+  const { startPresenceHeartbeat } = await import("./presence.js");
+  if (mine !== shown) return; // Somebody else meanwhile.
   stop = startPresenceHeartbeat({
     url,
     userId,
