@@ -23,6 +23,7 @@ from handlers.dead_letters import router as dead_letters_router
 from handlers.history import router as history_router
 from handlers.joins import KEYRING
 from handlers.joins import router as joins_router
+from handlers.mailboxes import Mailboxes
 from handlers.presence import PEOPLE
 from handlers.presence import router as presence_router
 from handlers.registrar import Registrar
@@ -32,6 +33,7 @@ from mesh.background import BackgroundTasks
 from mesh.connection import PING_INTERVAL_S, Connection
 from mesh.directory import follow_directory
 from mesh.errors import BrokerUnreachableError, TransportError
+from mesh.exporter import exporting
 from mesh.nats_client import insist_on_tls
 from mesh.presence import follow_people
 from mesh.provision import ensure_streams
@@ -161,6 +163,9 @@ class _Control:
             context.set_global(LINK, connection)
             context.set_global(KEYRING, self._keyring)
             context.set_global(PEOPLE, people)
+            await stack.enter_async_context(exporting(self._settings))
+            if self._settings.metrics_port:
+                self._tasks.start(Mailboxes(connection, directory).watch_forever())
             watchdog = Watchdog(lambda: client.is_connected)
             self._tasks.start(watchdog.tick_forever())
             stack.push_async_callback(connection.release)

@@ -165,7 +165,7 @@ class MeshClient:
         if is_ping:
             request.headers[h.PING] = "1"
         self._connection.publisher.require_size(body, request.headers)
-        self._inbox.expect(call)
+        self._inbox.expect(call, is_counted=not is_ping)
         await self._outbox.send(call, request)
         return call
 

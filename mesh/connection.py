@@ -14,6 +14,7 @@ from typing import Any, Final
 import nats.errors
 from nats.aio.client import Client
 
+from mesh import metrics
 from mesh.background import BackgroundTasks
 from mesh.elections import Elections, Hook
 from mesh.errors import BrokerUnreachableError, CredentialsError, MeshError
@@ -71,6 +72,7 @@ class Connection:
 
     async def start(self) -> None:
         """Begin to match acknowledgements. Once, on a client that is connected."""
+        _open.add(self.client)
         await self.publisher.start()
         await self.elections.start()
         self.tasks.start(self.publisher.expire_forever())
@@ -112,12 +114,14 @@ class Connection:
 
     async def release(self) -> None:
         """Stop what runs beside the connection."""
+        _open.discard(self.client)
         await self.tasks.cancel()
 
     async def reconnected(self) -> None:
         """Tell everybody that the connection is back: acknowledgements first, then the hooks."""
         logger.info("connected again")
         self._refusals = 0
+        metrics.RECONNECTS.inc()
         self.publisher.forget_unacknowledged()
         for hook in list(self._hooks):
             self.start_hook(hook)
@@ -125,6 +129,10 @@ class Connection:
     def start_hook(self, hook: Hook) -> None:
         """Run a hook now, beside everything else."""
         self.tasks.start(_run_hook(hook))
+
+
+_open: set[Client] = set()
+metrics.CONNECTED.set_function(lambda: sum(one.is_connected for one in tuple(_open)))
 
 
 def _survive_unreadable(client: Client) -> None:

@@ -7,11 +7,14 @@ acknowledged. A crash anywhere leads to redelivery, never to loss. Does not pull
 
 import asyncio
 import logging
+import time
 from typing import Final
 
 from mesh import headers as h
+from mesh import metrics
 from mesh.admission import Asker
 from mesh.agent import Agent
+from mesh.calls import CallState
 from mesh.completions import completion
 from mesh.context import CallContext
 from mesh.dead_letters import Reason, bury
@@ -51,6 +54,7 @@ class Execution:
         self._agent = agent
         self._place = place
         self._runs = Runs()
+        self._meter = metrics.meter(agent.id)
 
     def cancel(self, call_id: str, sequence: int) -> None:
         """Stop a call, or refuse its request when that comes later; the caller is told.
@@ -83,6 +87,8 @@ class Execution:
             await self._bury(delivery, Reason.REFUSED)
             return
         writer = ReplyWriter(self._place.connection, address)
+        if not headers.is_ping:
+            self._note_arrival(delivery)
         # From here on, as a cancel may come while the ledger is read.
         run = self._runs.begin(delivery.sequence, address.call_id)
         try:
@@ -98,7 +104,9 @@ class Execution:
             if headers.is_ping:
                 await self._answer_ping(delivery, headers, writer, has_slot=has_slot)
             else:
-                await self._answer(delivery, headers, writer, left_s, run)
+                began = time.monotonic()
+                outcome = await self._answer(delivery, headers, writer, left_s, run)
+                self._meter.handled(outcome.value, time.monotonic() - began)
             await delivery.ack()
         except NotPermittedError as error:
             logger.warning("%s: %s", self._agent.id, error)
@@ -108,6 +116,12 @@ class Execution:
             logger.error("%s: the answer of %s is not stored: %s", ledger, address.call_id, error)
         finally:
             self._runs.end(delivery.sequence)
+
+    def _note_arrival(self, delivery: Delivery) -> None:
+        if delivery.attempt == 1:
+            self._meter.waited_s.observe(self._place.clock.age_s(delivery.stored_ns))
+        else:
+            self._meter.redelivered.inc()
 
     async def _bury(self, delivery: Delivery, reason: Reason) -> None:
         """Give a request up; it comes again when that cannot be stored."""
@@ -145,8 +159,8 @@ class Execution:
         writer: ReplyWriter,
         left_s: float | None,
         run: Run,
-    ) -> None:
-        """Run the handler, and write what it says or why it failed."""
+    ) -> CallState:
+        """Run the handler, and write what it says or why it failed; return how it ended."""
         is_short = left_s is not None and left_s <= WORKING_AFTER_S
         limit = asyncio.timeout(left_s if is_short else None)
         try:
@@ -173,13 +187,14 @@ class Execution:
         finally:
             run.limit = None
         await self._settle_bare(delivery, headers)
-        if failure is not None:
-            await writer.error(failure)
-            return
-        try:
-            await writer.final(body, content_type, is_held=True)
-        except InvalidInputError as error:  # The answer is over the broker's limit.
-            await writer.error(error)
+        if failure is None:
+            try:
+                await writer.final(body, content_type, is_held=True)
+                return CallState.ANSWERED
+            except InvalidInputError as error:  # The answer is over the broker's limit.
+                failure = error
+        await writer.error(failure)
+        return CallState.of_error(failure)
 
     def _failure(self, error: MeshError, run: Run) -> MeshError:
         """Return what the caller is told: of a cancelled call that, whatever its handler said."""

@@ -14,7 +14,7 @@ from typing import Final
 import nats.errors
 from nats.aio.msg import Msg
 
-from mesh import subjects
+from mesh import metrics, subjects
 from mesh.background import BackgroundTasks
 from mesh.calls import Call
 from mesh.connection import Connection
@@ -54,14 +54,20 @@ class ReplyInbox:
         """Return where `agent` is to answer call `call_id`."""
         return f"{self._reply_prefix}{call_id}.{agent}"
 
-    def expect(self, call: Call) -> None:
+    def expect(self, call: Call, *, is_counted: bool = True) -> None:
         """Bring the frames of `call` until it ends, and end it at its deadline."""
         self._calls[call.id] = call
-        timer = asyncio.get_running_loop().call_later(call.timeout_s, self._expire, call)
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(call.timeout_s, self._expire, call)
+        sent_at = loop.time()
+        metrics.CALLS_IN_FLIGHT.inc()
 
         def forget() -> None:
             timer.cancel()
             self._calls.pop(call.id, None)
+            metrics.CALLS_IN_FLIGHT.dec()
+            if is_counted:
+                metrics.meter(call.agent).called(call.state.value, loop.time() - sent_at)
 
         call.on_end(forget)
 

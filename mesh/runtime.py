@@ -25,6 +25,7 @@ from mesh.connection import Connection
 from mesh.directory import Directory, follow_directory
 from mesh.errors import BrokerUnreachableError, InvalidInputError, MeshError, TransportError
 from mesh.events import EventWorker
+from mesh.exporter import exporting
 from mesh.heartbeat import beat_forever
 from mesh.place import Place
 from mesh.settings import Settings
@@ -88,6 +89,7 @@ class AgentHost:
             BrokerUnreachableError: the connection is closed for good.
         """
         async with self._stack:
+            await self._stack.enter_async_context(exporting(self._settings))
             directory = await self._stack.enter_async_context(follow_directory(self._connection))
             place = self._place(directory)
             self._connection.on_reconnect(self._reconnected)

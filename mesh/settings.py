@@ -106,6 +106,9 @@ class Settings:
     http_cors_origins: tuple[str, ...] = ()
     matrix_url: str = ""
     """The homeserver that people's presence is passed on to; empty: none."""
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int = 0
+    """Where a process that is no door tells its metrics; 0: nowhere."""
     replicas: int = 1
     mailbox_max: int = 1_000
     heartbeat_s: float = 5.0
@@ -175,6 +178,8 @@ class Settings:
             http_allowed_hosts=read.several("MESH_HTTP_ALLOWED_HOSTS", _HOST_NAME, _HOST_EXAMPLE),
             http_cors_origins=read.several("MESH_HTTP_CORS_ORIGINS", _ORIGIN, _ORIGIN_EXAMPLE),
             matrix_url=read.http_url("MESH_MATRIX_URL", ""),
+            metrics_host=environ.get("MESH_METRICS_HOST", "") or "127.0.0.1",
+            metrics_port=read.integer("MESH_METRICS_PORT", 0, minimum=0, maximum=65_535),
             replicas=read.integer("MESH_REPLICAS", 1, minimum=1, maximum=5),
             mailbox_max=read.integer("MESH_MAILBOX_MAX", 1_000, minimum=1, maximum=1_000_000),
             heartbeat_s=read.seconds("MESH_HEARTBEAT_S", 5.0, minimum=0.2),

@@ -17,7 +17,7 @@ import nats.errors
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from mesh import codec, subjects
+from mesh import codec, metrics, subjects
 from mesh import headers as h
 from mesh.agent import Agent
 from mesh.background import BackgroundTasks
@@ -102,6 +102,9 @@ class AgentWorker:
         self._cancels = await self._client.subscribe(subject, cb=self._on_cancel)
         for pull in self._pulls.values():
             await pull.start()
+        label = metrics.agent_label(self.agent.id)
+        metrics.SLOTS.labels(label).set(self._slots)
+        metrics.RUNNING.labels(label).set_function(lambda: self._running)
         self._ask()
 
     async def stop(self, grace_s: float) -> None:

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
+from prometheus_client import Counter
 from starlette.exceptions import HTTPException
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import ClientDisconnect, Request
@@ -15,6 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mesh import metrics
 from mesh.errors import MeshError
 from mesh.shim.calls import CallEvents, CallResource
 from mesh.shim.connection_test import ConnectionTests
@@ -25,6 +27,7 @@ from mesh.shim.door import Door
 from mesh.shim.guard import Guard
 from mesh.shim.health import Health, Live
 from mesh.shim.http import REQUEST_ID, request_id, send_json
+from mesh.shim.metrics import Metrics
 from mesh.shim.models import Model, Models
 from mesh.shim.openai import ChatCompletions
 from mesh.shim.openapi import OpenApi, make_document
@@ -123,6 +126,7 @@ def make_endpoints(door: Door, rules: Rules = LOOPBACK_RULES) -> list[Endpoint]:
         Presence(door, site.sources),
         Health(door),
         Live(),
+        Metrics(),
         *pages.files,
         OverviewPage(site),
         ConnectionsPage(site),
@@ -195,9 +199,20 @@ class _Answer:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.has_begun = True
+            _count(message["status"])
             named = (REQUEST_ID.encode(), self.request_id.encode())
             message["headers"] = [*message.get("headers", ()), named]
         await self._send(message)
+
+
+_counters: dict[int, Counter] = {}
+
+
+def _count(status: int) -> None:
+    counter = _counters.get(status)
+    if counter is None:
+        counter = _counters[status] = metrics.HTTP_REQUESTS.labels(str(status))
+    counter.inc()
 
 
 async def _on_mesh_error(_: Request, error: Exception) -> Response:

@@ -27,6 +27,7 @@ from mesh.errors import (
     StreamMissingError,
     TransportError,
 )
+from mesh.exporter import watch_lag_forever
 from mesh.heartbeat import beat_forever
 from mesh.nats_client import is_guarded
 from mesh.presence import People, follow_people
@@ -95,6 +96,7 @@ async def serve_on(
         tasks = BackgroundTasks()
         stack.push_async_callback(_leave, connection, instance)
         stack.push_async_callback(tasks.cancel)
+        tasks.start(watch_lag_forever())
         tasks.start(_announce(connection, instance))
         tasks.start(_beat(connection, instance, settings.heartbeat_s))
         door = Door(

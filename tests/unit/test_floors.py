@@ -17,6 +17,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
             {
                 "mesh.subjects",
                 "mesh.headers",
+                "mesh.metrics",
                 "mesh.codec",
                 "mesh.settings",
                 "mesh.loader",
@@ -40,6 +41,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
                 "mesh.publisher",
                 "mesh.connection",
                 "mesh.elections",
+                "mesh.exporter",
                 "mesh.silence",
                 "mesh.signatures",
                 "mesh.provision",

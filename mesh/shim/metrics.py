@@ -1,0 +1,30 @@
+"""`GET /metrics`: what this door has counted, for Prometheus."""
+
+from starlette.types import Receive, Scope, Send
+
+from mesh import metrics
+from mesh.errors import NotAllowedError
+from mesh.shim.guard import sees_everybody
+from mesh.shim.http import send_body
+from mesh.shim.operations import Operation, Tag
+
+
+class Metrics:
+    """The endpoint. Who needs a key needs one that is for all agents: their ids are in it."""
+
+    operations = (
+        Operation(
+            "getMetrics",
+            "GET",
+            "/metrics",
+            Tag.HEALTH,
+            "Read the metrics of this server",
+            is_listed=False,
+        ),
+    )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if not sees_everybody(scope):
+            raise NotAllowedError("metrics are of all agents: ask for an API key that is, too")
+        await send_body(send, 200, metrics.told(), metrics.CONTENT_TYPE)
