@@ -33,7 +33,7 @@ from mesh.background import BackgroundTasks
 from mesh.connection import PING_INTERVAL_S, Connection
 from mesh.directory import follow_directory
 from mesh.errors import BrokerUnreachableError, TransportError
-from mesh.exporter import exporting
+from mesh.exposition import exposing
 from mesh.nats_client import insist_on_tls
 from mesh.presence import follow_people
 from mesh.provision import ensure_streams
@@ -163,7 +163,7 @@ class _Control:
             context.set_global(LINK, connection)
             context.set_global(KEYRING, self._keyring)
             context.set_global(PEOPLE, people)
-            await stack.enter_async_context(exporting(self._settings))
+            await stack.enter_async_context(exposing(self._settings))
             if self._settings.metrics_port:
                 self._tasks.start(Mailboxes(connection, directory).watch_forever())
             watchdog = Watchdog(lambda: client.is_connected)

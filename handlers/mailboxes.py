@@ -11,7 +11,6 @@ from typing import Final
 
 import nats.errors
 from nats.js.errors import APIError
-from prometheus_client import Gauge
 
 from mesh import metrics, subjects
 from mesh.connection import Connection
@@ -50,10 +49,10 @@ class Mailboxes:
     async def _look(self) -> None:
         conditions = Counter(one.condition() for one in self._directory.standings())
         for condition in Condition:
-            metrics.AGENTS.labels(condition.value).set(conditions[condition])
+            metrics.AGENTS.set(conditions[condition], condition.value)
         states = Counter(one.state for one in self._directory.node_standings())
         for state in State:
-            metrics.NODES.labels(state.value).set(states[state])
+            metrics.NODES.set(states[state], state.value)
         manager = self._connection.client.jsm()
         info = await manager.stream_info(INBOX, subjects_filter=">")
         depths = _depths(info.state.subjects or {})
@@ -79,7 +78,7 @@ def _depths(counted: Mapping[str, int]) -> Counter[str]:
 class _Shown:
     """A gauge with a value for each agent; those that are not named any more have none."""
 
-    def __init__(self, gauge: Gauge, merge: Callable[[float, float], float]) -> None:
+    def __init__(self, gauge: metrics.Gauge, merge: Callable[[float, float], float]) -> None:
         self._gauge = gauge
         self._merge = merge
         self._labels: set[str] = set()
@@ -90,7 +89,7 @@ class _Shown:
             label = metrics.agent_label(agent)
             found[label] = self._merge(found.get(label, 0.0), value)
         for label, value in found.items():
-            self._gauge.labels(label).set(value)
+            self._gauge.set(value, label)
         for gone in self._labels - found.keys():
             self._gauge.remove(gone)
         self._labels = set(found)

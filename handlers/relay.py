@@ -18,7 +18,9 @@ from typing import Any, Final, get_args
 import httpx2
 import orjson
 
+from mesh import tracing
 from mesh.agent import Agent
+from mesh.context import CallContext
 from mesh.errors import AgentFailedError, InvalidInputError, SettingsError
 from schemas.chat import ChatDelta, ChatRequest, FinishReason, Usage
 from schemas.terms import MESH_FIELDS
@@ -147,10 +149,17 @@ def relay_agent(
         return nullcontext(client) if client else httpx2.AsyncClient(verify=tls, timeout=TIMEOUT)
 
     @agent.chat
-    async def relay(request: ChatRequest) -> AsyncIterator[ChatDelta]:
-        async with borrow() as http:
-            async for delta in _answer(backend, request, http):
-                yield delta
+    async def relay(request: ChatRequest, call: CallContext) -> AsyncIterator[ChatDelta]:
+        span = tracing.outgoing(f"POST {backend.base_url}", backend.base_url)
+        above = span.context if tracing.is_on() else tracing.SpanContext.read(call.traceparent)
+        error = "failed"
+        try:
+            async with borrow() as http:
+                async for delta in _answer(backend, request, http, tracing.header_of(above)):
+                    yield delta
+            error = ""
+        finally:
+            span.end(error)
 
     return agent
 
@@ -196,11 +205,12 @@ def _checked_url(text: str) -> str:
 
 
 async def _answer(
-    backend: Backend, request: ChatRequest, http: httpx2.AsyncClient
+    backend: Backend, request: ChatRequest, http: httpx2.AsyncClient, trace: Mapping[str, str]
 ) -> AsyncIterator[ChatDelta]:
     url, body = f"{backend.base_url}/chat/completions", backend.body(request)
+    headers = {**backend.headers, **trace}
     try:
-        async with http.stream("POST", url, content=body, headers=backend.headers) as response:
+        async with http.stream("POST", url, content=body, headers=headers) as response:
             if response.status_code != 200:
                 raise backend.refusal(response.status_code, await _read_start(response))
             kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()

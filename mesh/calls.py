@@ -19,6 +19,7 @@ from mesh.errors import (
     StreamRestartedError,
 )
 from mesh.frames import Frame
+from mesh.tracing import CallSpan
 from schemas.chat import ChatReply
 from schemas.frame import FrameKind
 
@@ -67,6 +68,8 @@ class Call:
         self.reply_subject = reply_subject
         self.timeout_s = timeout_s
         self.state = CallState.SENT
+        self.span: CallSpan | None = None
+        """What OpenTelemetry is told of it, if anything."""
         self.sequence = 0
         """Place of the request among the mailboxes, once it is stored."""
         self.last_sequence = 0
@@ -99,6 +102,8 @@ class Call:
     def stored(self, sequence: int) -> None:
         """Take note that the request is in the mailbox."""
         self.sequence = sequence
+        if self.span is not None:
+            self.span.stored(sequence)
         if self.state is CallState.SENT:
             self.state = CallState.STORED
 
@@ -220,6 +225,8 @@ class Call:
 
     def _end(self, outcome: Frame | MeshError) -> None:
         self._outcome = outcome
+        if self.span is not None:
+            self.span.end(self.state.value, getattr(outcome, "code", ""))
         self._tell()
         for callback in self._on_end:
             callback()

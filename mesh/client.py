@@ -12,7 +12,7 @@ from typing import Final
 from uuid import uuid4
 
 from mesh import headers as h
-from mesh import subjects
+from mesh import otlp, subjects
 from mesh.callers import NO_LINEAGE, Caller, Lineage, new_instance_id
 from mesh.calls import Call, StoredCall
 from mesh.connection import Connection, open_connection
@@ -327,6 +327,7 @@ async def connect(
     async with (
         open_connection(Login.of(settings), name=f"mesh client {name}") as connection,
         follow_directory(connection) as directory,
+        otlp.exporting(f"mesh-client {name}", node or settings.node),
     ):
         caller = Caller(connection.caller(name), node or settings.node, new_instance_id())
         async with open_client(connection, directory, caller) as client:

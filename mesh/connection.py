@@ -132,7 +132,7 @@ class Connection:
 
 
 _open: set[Client] = set()
-metrics.CONNECTED.set_function(lambda: sum(one.is_connected for one in tuple(_open)))
+metrics.CONNECTED.set(lambda: sum(one.is_connected for one in tuple(_open)))
 
 
 def _survive_unreadable(client: Client) -> None:

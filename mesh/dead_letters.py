@@ -124,7 +124,7 @@ async def bury(connection: Connection, request: StoredMessage, reason: Reason) -
         kept_bytes = connection.publisher.limit_bytes - ROOM_BYTES
         headers[h.CUT_FROM] = str(len(request.body))
         letter = await publish(subject, request.body[:kept_bytes], headers)
-    metrics.DEAD_LETTERS.labels(reason.value).inc()
+    metrics.DEAD_LETTERS.inc(reason.value)
     if reason is not Reason.TERMINATED:  # Of those nobody knows any more who asked.
         await stand_in.fail(connection, request, _death(agent, reason, letter.sequence))
     return True

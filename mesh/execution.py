@@ -11,7 +11,7 @@ import time
 from typing import Final
 
 from mesh import headers as h
-from mesh import metrics
+from mesh import metrics, tracing
 from mesh.admission import Asker
 from mesh.agent import Agent
 from mesh.calls import CallState
@@ -39,6 +39,7 @@ from mesh.replies import ReplyWriter, is_answered
 from mesh.requests import Question, read_address, read_question
 from mesh.runs import Run, Runs
 from mesh.streams import MAX_DELIVER
+from mesh.tracing import Kind
 from schemas.chat import ChatReply
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,6 @@ class Execution:
         self._agent = agent
         self._place = place
         self._runs = Runs()
-        self._meter = metrics.meter(agent.id)
 
     def cancel(self, call_id: str, sequence: int) -> None:
         """Stop a call, or refuse its request when that comes later; the caller is told.
@@ -88,7 +88,8 @@ class Execution:
             return
         writer = ReplyWriter(self._place.connection, address)
         if not headers.is_ping:
-            self._note_arrival(delivery)
+            age_s = self._place.clock.age_s(delivery.stored_ns)
+            metrics.arrived(self._agent.id, delivery.attempt, age_s)
         # From here on, as a cancel may come while the ledger is read.
         run = self._runs.begin(delivery.sequence, address.call_id)
         try:
@@ -104,9 +105,7 @@ class Execution:
             if headers.is_ping:
                 await self._answer_ping(delivery, headers, writer, has_slot=has_slot)
             else:
-                began = time.monotonic()
-                outcome = await self._answer(delivery, headers, writer, left_s, run)
-                self._meter.handled(outcome.value, time.monotonic() - began)
+                await self._answer_measured(delivery, headers, writer, left_s, run)
             await delivery.ack()
         except NotPermittedError as error:
             logger.warning("%s: %s", self._agent.id, error)
@@ -117,11 +116,34 @@ class Execution:
         finally:
             self._runs.end(delivery.sequence)
 
-    def _note_arrival(self, delivery: Delivery) -> None:
-        if delivery.attempt == 1:
-            self._meter.waited_s.observe(self._place.clock.age_s(delivery.stored_ns))
-        else:
-            self._meter.redelivered.inc()
+    async def _answer_measured(
+        self,
+        delivery: Delivery,
+        headers: h.RequestHeaders,
+        writer: ReplyWriter,
+        left_s: float | None,
+        run: Run,
+    ) -> None:
+        began = time.monotonic()
+        if not tracing.is_on():
+            outcome = await self._answer(delivery, headers, writer, left_s, run)
+            metrics.handled(self._agent.id, outcome.value, time.monotonic() - began)
+            return
+        span = tracing.begin_handling(
+            self._agent.id,
+            delivery.subject,
+            headers,
+            attempt=delivery.attempt,
+            stored_ns=delivery.stored_ns,
+        )
+        told = "not stored"
+        try:
+            with tracing.inside(span.context):
+                outcome = await self._answer(delivery, headers, writer, left_s, run)
+            told = outcome.value
+            metrics.handled(self._agent.id, told, time.monotonic() - began)
+        finally:
+            span.end(told)
 
     async def _bury(self, delivery: Delivery, reason: Reason) -> None:
         """Give a request up; it comes again when that cannot be stored."""
@@ -189,7 +211,8 @@ class Execution:
         await self._settle_bare(delivery, headers)
         if failure is None:
             try:
-                await writer.final(body, content_type, is_held=True)
+                with tracing.part(f"reply on {writer.address.subjects[0]}", Kind.PRODUCER):
+                    await writer.final(body, content_type, is_held=True)
                 return CallState.ANSWERED
             except InvalidInputError as error:  # The answer is over the broker's limit.
                 failure = error

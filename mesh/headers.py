@@ -132,9 +132,17 @@ class RequestHeaders:
             is_repeatable=RETRY in raw or IDEMPOTENCY in raw,
             keep_s=number(raw.get(KEEP_S)) or 0,
             is_ping=PING in raw,
-            traceparent=_matching(_TRACEPARENT, raw.get(TRACEPARENT, "")),
+            traceparent=valid_traceparent(raw.get(TRACEPARENT, "")),
             parent=_matching(_SPAN_ID, raw.get(PARENT, "")),
         )
+
+
+def valid_traceparent(text: str) -> str:
+    """Return a W3C `traceparent` if it is one, else nothing."""
+    found = _matching(_TRACEPARENT, text)
+    # The version that is none, and the ids that are none.
+    is_void = found.startswith("ff") or "0" * 32 in found or f"-{'0' * 16}-" in found
+    return "" if is_void else found
 
 
 def span_of(traceparent: str) -> tuple[str, str]:

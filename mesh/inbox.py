@@ -60,14 +60,14 @@ class ReplyInbox:
         loop = asyncio.get_running_loop()
         timer = loop.call_later(call.timeout_s, self._expire, call)
         sent_at = loop.time()
-        metrics.CALLS_IN_FLIGHT.inc()
+        metrics.CALLS_IN_FLIGHT.begin()
 
         def forget() -> None:
             timer.cancel()
             self._calls.pop(call.id, None)
-            metrics.CALLS_IN_FLIGHT.dec()
+            metrics.CALLS_IN_FLIGHT.end()
             if is_counted:
-                metrics.meter(call.agent).called(call.state.value, loop.time() - sent_at)
+                metrics.called(call.agent, call.state.value, loop.time() - sent_at)
 
         call.on_end(forget)
 

@@ -8,7 +8,6 @@ which anybody can tell where it stands.
 import asyncio
 import logging
 import math
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from functools import partial
 from hashlib import sha256
 from typing import Final
 
-from mesh import codec, subjects
+from mesh import codec, subjects, tracing
 from mesh import headers as h
 from mesh.background import BackgroundTasks
 from mesh.callers import Caller, Lineage
@@ -75,8 +74,7 @@ def compose(
 
     With a `signer` it is signed, and from whom the signer speaks for.
     """
-    # Never the call's id: whoever knows that can answer the call.
-    trace_id = lineage.trace_id or os.urandom(16).hex()
+    subject = subjects.inbox(call.agent, node)
     headers = {
         h.REPLY_TO: call.reply_subject,
         h.CORRELATION_ID: call.id,
@@ -86,7 +84,7 @@ def compose(
         h.TIMEOUT_MS: str(math.ceil(call.timeout_s * 1000)),
         h.SOURCE_AGENT: source.id,
         h.SOURCE_NODE: source.node,
-        h.TRACEPARENT: f"00-{trace_id}-{os.urandom(8).hex()}-01",
+        h.TRACEPARENT: _traceparent(call, subject, lineage),
     }
     if node:
         headers[h.TARGET_NODE] = node
@@ -94,10 +92,24 @@ def compose(
         headers[h.HOPS] = ",".join(lineage.hops)
     if lineage.parent:
         headers[h.PARENT] = lineage.parent
-    subject = subjects.inbox(call.agent, node)
     if signer is not None:
         sign(signer, subject, headers, body)
     return Request(subject, body, headers)
+
+
+def _traceparent(call: Call, subject: str, lineage: Lineage) -> str:
+    """Return the trace of a call: that of the call above it, or of the request at a door.
+
+    Never made of the call's id: whoever knows that can answer the call.
+    """
+    if tracing.is_on():
+        call.span = tracing.begin_call(call.agent, subject, call.id, lineage.trace_id)
+        return call.span.call.context.traceparent
+    trace_id, is_sampled = lineage.trace_id, True
+    if not trace_id and (above := tracing.above()) is not None:
+        trace_id, is_sampled = above.trace_id, above.is_sampled
+    trace_id = trace_id or tracing.new_trace_id()
+    return tracing.SpanContext(trace_id, tracing.new_span_id(), is_sampled).traceparent
 
 
 class Outbox:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from typing import Final
 
-from mesh import registry
+from mesh import otlp, registry
 from mesh.admission import Admission
 from mesh.agent import Agent
 from mesh.background import BackgroundTasks
@@ -25,7 +25,7 @@ from mesh.connection import Connection
 from mesh.directory import Directory, follow_directory
 from mesh.errors import BrokerUnreachableError, InvalidInputError, MeshError, TransportError
 from mesh.events import EventWorker
-from mesh.exporter import exporting
+from mesh.exposition import exposing
 from mesh.heartbeat import beat_forever
 from mesh.place import Place
 from mesh.settings import Settings
@@ -89,7 +89,9 @@ class AgentHost:
             BrokerUnreachableError: the connection is closed for good.
         """
         async with self._stack:
-            await self._stack.enter_async_context(exporting(self._settings))
+            await self._stack.enter_async_context(exposing(self._settings))
+            service = f"mesh-host {' '.join(self.instance.agents[:3])}"
+            await self._stack.enter_async_context(otlp.exporting(service, self.instance.node))
             directory = await self._stack.enter_async_context(follow_directory(self._connection))
             place = self._place(directory)
             self._connection.on_reconnect(self._reconnected)

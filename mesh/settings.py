@@ -28,6 +28,8 @@ HEARTBEATS_TO_OFFLINE: Final = 3
 EVERY_ADDRESS: Final = ("0.0.0.0", "::")
 
 KNOWN_VARIABLES: Final = {
+    "MESH_METRICS_PORT": "port where this process tells its metrics, if it is no door; 0: nowhere",
+    "MESH_METRICS_HOST": "address that it does so on",
     "MESH_NATS_URL": "broker to use, instead of an embedded one",
     "MESH_NATS_SERVER": "path of the nats-server binary",
     "MESH_NATS_HOST": "address the embedded broker listens on",

@@ -103,8 +103,8 @@ class AgentWorker:
         for pull in self._pulls.values():
             await pull.start()
         label = metrics.agent_label(self.agent.id)
-        metrics.SLOTS.labels(label).set(self._slots)
-        metrics.RUNNING.labels(label).set_function(lambda: self._running)
+        metrics.SLOTS.set(self._slots, label)
+        metrics.RUNNING.set(lambda: self._running, label)
         self._ask()
 
     async def stop(self, grace_s: float) -> None:

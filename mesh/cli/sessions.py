@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from mesh import otlp
 from mesh.callers import Caller, new_instance_id
 from mesh.client import MeshClient, open_client
 from mesh.connection import open_connection
@@ -34,5 +35,8 @@ async def open_session(
             )
         identity = Caller(name, settings.node, new_instance_id())
         directory = await load_directory(connection)
-        async with open_client(connection, directory, identity) as client:
+        async with (
+            otlp.exporting(f"mesh-cli {name}", settings.node),
+            open_client(connection, directory, identity) as client,
+        ):
             yield client

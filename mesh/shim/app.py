@@ -8,7 +8,6 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from prometheus_client import Counter
 from starlette.exceptions import HTTPException
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import ClientDisconnect, Request
@@ -16,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mesh import metrics
+from mesh import metrics, tracing
 from mesh.errors import MeshError
 from mesh.shim.calls import CallEvents, CallResource
 from mesh.shim.connection_test import ConnectionTests
@@ -26,7 +25,7 @@ from mesh.shim.docs import Docs
 from mesh.shim.door import Door
 from mesh.shim.guard import Guard
 from mesh.shim.health import Health, Live
-from mesh.shim.http import REQUEST_ID, request_id, send_json
+from mesh.shim.http import REQUEST_ID, read_headers, request_id, send_json
 from mesh.shim.metrics import Metrics
 from mesh.shim.models import Model, Models
 from mesh.shim.openai import ChatCompletions
@@ -170,6 +169,30 @@ class Envelope:
             await self._app(scope, receive, send)
             return
         answer = _Answer(send, request_id(scope))
+        if tracing.is_on() or b"traceparent" in dict(scope["headers"]):
+            await self._traced(scope, receive, answer)
+        else:
+            await self._answer(scope, receive, answer)
+
+    async def _traced(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
+        """Do it in the client's trace, and tell a collector of it, if there is one."""
+        traceparent = read_headers(scope).get("traceparent", "")
+        if not tracing.is_on():
+            if (context := tracing.SpanContext.read(traceparent)) is not None:
+                with tracing.inside(context):
+                    await self._answer(scope, receive, answer)
+            else:
+                await self._answer(scope, receive, answer)
+            return
+        span = tracing.begin_request(scope["method"], scope["path"], traceparent)
+        try:
+            with tracing.inside(span.context):
+                await self._answer(scope, receive, answer)
+        finally:
+            span.attributes["http.response.status_code"] = answer.status
+            span.end(str(answer.status) if answer.status >= 500 else "")
+
+    async def _answer(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
         path = scope["path"]
         if path.endswith("/") and path != "/":
             scope["path"] = path.rstrip("/") or "/"
@@ -195,24 +218,16 @@ class _Answer:
         self._send = send
         self.request_id = name
         self.has_begun = False
+        self.status = 0
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.has_begun = True
-            _count(message["status"])
+            self.status = message["status"]
+            metrics.HTTP_REQUESTS.inc(str(self.status))
             named = (REQUEST_ID.encode(), self.request_id.encode())
             message["headers"] = [*message.get("headers", ()), named]
         await self._send(message)
-
-
-_counters: dict[int, Counter] = {}
-
-
-def _count(status: int) -> None:
-    counter = _counters.get(status)
-    if counter is None:
-        counter = _counters[status] = metrics.HTTP_REQUESTS.labels(str(status))
-    counter.inc()
 
 
 async def _on_mesh_error(_: Request, error: Exception) -> Response:

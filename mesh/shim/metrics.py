@@ -2,8 +2,8 @@
 
 from starlette.types import Receive, Scope, Send
 
-from mesh import metrics
 from mesh.errors import NotAllowedError
+from mesh.exposition import CONTENT_TYPE, told
 from mesh.shim.guard import sees_everybody
 from mesh.shim.http import send_body
 from mesh.shim.operations import Operation, Tag
@@ -27,4 +27,4 @@ class Metrics:
         """Answer one request."""
         if not sees_everybody(scope):
             raise NotAllowedError("metrics are of all agents: ask for an API key that is, too")
-        await send_body(send, 200, metrics.told(), metrics.CONTENT_TYPE)
+        await send_body(send, 200, told(), CONTENT_TYPE)

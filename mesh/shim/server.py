@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack, ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
-from mesh import registry
+from mesh import otlp, registry
 from mesh.background import BackgroundTasks
 from mesh.callers import Caller
 from mesh.client import open_client
@@ -27,7 +27,7 @@ from mesh.errors import (
     StreamMissingError,
     TransportError,
 )
-from mesh.exporter import watch_lag_forever
+from mesh.exposition import watch_lag_forever
 from mesh.heartbeat import beat_forever
 from mesh.nats_client import is_guarded
 from mesh.presence import People, follow_people
@@ -85,6 +85,7 @@ async def serve_on(
     """Answer HTTP on sockets and a connection that are open. Raises what `serve` raises."""
     async with AsyncExitStack() as stack:
         _require_own_node(connection, settings)
+        await stack.enter_async_context(otlp.exporting("mesh-door", settings.node))
         directory = await _follow(stack, connection)
         instance = describe_process(settings.node, Role.HTTP)
         caller = Caller(connection.caller(CALLER_ID), settings.node, instance.instance)

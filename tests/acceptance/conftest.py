@@ -197,7 +197,34 @@ async def mesh(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mesh]:
         yield running
 
 
+OwnMesh = Callable[..., AbstractAsyncContextManager[Mesh]]
+
+
 @pytest.fixture
-def own_mesh(tmp_path: Path) -> Callable[[], AbstractAsyncContextManager[Mesh]]:
-    """Make a `mesh up` for one test that will hurt it."""
-    return lambda: running_mesh(clean_environ(tmp_path / "data"))
+def own_mesh(tmp_path: Path) -> OwnMesh:
+    """Make a `mesh up` for one test that will hurt it, with settings of its own."""
+    return lambda **environ: running_mesh(clean_environ(tmp_path / "data", **environ))
+
+
+SLOW_AGENT = """
+import asyncio, os
+from mesh import Agent, CallContext, ChatRequest
+
+agent = Agent("slow", concurrency=1)
+
+@agent.chat
+async def answer(request: ChatRequest, call: CallContext) -> str:
+    print(f"working attempt {call.attempt}", flush=True)
+    if os.environ.get("STUCK"):
+        await asyncio.sleep(60)
+    return f"answered by {os.environ['WHO']}, attempt {call.attempt}"
+"""
+
+
+@pytest.fixture
+def agents(tmp_path: Path) -> dict[str, str]:
+    """A folder with an agent that can hang."""
+    folder = tmp_path / "agents"
+    folder.mkdir()
+    (folder / "slow_agent.py").write_text(SLOW_AGENT)
+    return {"TEST_CWD": str(folder)}

@@ -2,19 +2,15 @@
 
 import json
 import signal
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
 
-from tests.acceptance.conftest import Mesh, clean_environ, running_mesh
+from tests.acceptance.conftest import Mesh, OwnMesh, clean_environ, running_mesh
 from tests.conftest import until
 from tests.pace import stopwatch
-
-OwnMesh = Callable[[], AbstractAsyncContextManager[Mesh]]
 
 
 def port_of(mesh: Mesh) -> str:

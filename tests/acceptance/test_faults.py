@@ -4,42 +4,22 @@ import asyncio
 import os
 import re
 import signal
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import httpx2
 import nats
-import pytest
 
-from tests.acceptance.conftest import Mesh, clean_environ, run_mesh, running_mesh
+from tests.acceptance.conftest import (
+    SLOW_AGENT,
+    Mesh,
+    OwnMesh,
+    clean_environ,
+    run_mesh,
+    running_mesh,
+)
 from tests.conftest import until
 from tests.pace import stopwatch
-
-OwnMesh = Callable[[], AbstractAsyncContextManager[Mesh]]
-
-SLOW_AGENT = """
-import asyncio, os
-from mesh import Agent, CallContext, ChatRequest
-
-agent = Agent("slow", concurrency=1)
-
-@agent.chat
-async def answer(request: ChatRequest, call: CallContext) -> str:
-    print(f"working attempt {call.attempt}", flush=True)
-    if os.environ.get("STUCK"):
-        await asyncio.sleep(60)
-    return f"answered by {os.environ['WHO']}, attempt {call.attempt}"
-"""
-
-
-@pytest.fixture
-def agents(tmp_path: Path) -> dict[str, str]:
-    """A folder with an agent that can hang."""
-    folder = tmp_path / "agents"
-    folder.mkdir()
-    (folder / "slow_agent.py").write_text(SLOW_AGENT)
-    return {"TEST_CWD": str(folder)}
 
 
 def child_pid(mesh: Mesh, words: str) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mesh import metrics
+from mesh.exposition import REGISTRY, told
 
 FOLDER = Path(__file__).parents[2] / "docs" / "monitoring"
 NAME = re.compile(r"\b(?:mesh|process)_[a-z_]+")
@@ -24,7 +24,7 @@ def expressions() -> list[str]:
 def names() -> set[str]:
     """Return the name of every series that a process of the mesh can have."""
     found = set()
-    for metric in metrics.REGISTRY.collect():
+    for metric in REGISTRY.collect():
         found |= {metric.name, f"{metric.name}_total", f"{metric.name}_bucket"}
     return found
 
@@ -88,5 +88,5 @@ async def test_prometheus_takes_our_metrics() -> None:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    said, _ = await asyncio.wait_for(process.communicate(metrics.told()), 60)
+    said, _ = await asyncio.wait_for(process.communicate(told()), 60)
     assert process.returncode == 0, said.decode()
