@@ -103,7 +103,7 @@ class Call:
         """Take note that the request is in the mailbox."""
         self.sequence = sequence
         if self.span is not None:
-            self.span.stored(sequence)
+            self.span.stored()
         if self.state is CallState.SENT:
             self.state = CallState.STORED
 

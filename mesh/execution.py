@@ -39,7 +39,6 @@ from mesh.replies import ReplyWriter, is_answered
 from mesh.requests import Question, read_address, read_question
 from mesh.runs import Run, Runs
 from mesh.streams import MAX_DELIVER
-from mesh.tracing import Kind
 from schemas.chat import ChatReply
 
 logger = logging.getLogger(__name__)
@@ -137,6 +136,7 @@ class Execution:
             stored_ns=delivery.stored_ns,
         )
         told = "not stored"
+        run.span = span
         try:
             with tracing.inside(span.context):
                 outcome = await self._answer(delivery, headers, writer, left_s, run)
@@ -211,8 +211,11 @@ class Execution:
         await self._settle_bare(delivery, headers)
         if failure is None:
             try:
-                with tracing.part(f"reply on {writer.address.subjects[0]}", Kind.PRODUCER):
-                    await writer.final(body, content_type, is_held=True)
+                if run.span is not None:
+                    run.span.replying()
+                await writer.final(body, content_type, is_held=True)
+                if run.span is not None:
+                    run.span.replied()
                 return CallState.ANSWERED
             except InvalidInputError as error:  # The answer is over the broker's limit.
                 failure = error

@@ -79,6 +79,8 @@ class Handling:
             return
         if context.deadline is not None:
             run.limit.reschedule(context.deadline)
+        if run.span is not None:
+            run.span.turn_slow()
         body = WorkingBody(
             agent=self._agent.id,
             node=self._place.node,

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -18,7 +18,7 @@ import aiohttp
 import orjson
 
 from mesh import metrics, tracing
-from mesh.tracing import Span
+from mesh.tracing import Ended, Kind
 from mesh.version import VERSION
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,8 @@ HEADERS: Final = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADE
 SEND_S: Final = 1.0
 TIMEOUT_S: Final = 10.0
 LAST_WORDS_S: Final = 2.0
-BATCH: Final = 512
+BATCH: Final = 256
+"""Collected things in one request; a call is one of them at its caller, and one at its agent."""
 MAX_WAITING: Final = 20_000
 """Spans that are not sent yet; beyond them the oldest are dropped."""
 _ERROR: Final = 2
@@ -98,11 +99,11 @@ class Exporter:
 
     def __init__(self, target: Target, resource: Mapping[str, str]) -> None:
         self._target = target
-        self._head = _resource({**resource, **target.resource})
-        self._waiting: deque[Span] = deque(maxlen=MAX_WAITING)
+        self._head = _head({**resource, **target.resource})
+        self._waiting: deque[Ended] = deque(maxlen=MAX_WAITING)
         self._is_away = False
 
-    def collect(self, span: Span) -> None:
+    def collect(self, span: Ended) -> None:
         """Take in a span that has ended."""
         if len(self._waiting) == MAX_WAITING:
             metrics.SPANS_DROPPED.inc()
@@ -125,6 +126,8 @@ class Exporter:
 
     async def _send(self, http: aiohttp.ClientSession) -> None:
         while self._waiting:
+            # Encoding holds the loop up for a millisecond: others have their turn in between.
+            await asyncio.sleep(0)
             spans = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
             headers = {"content-type": "application/json", **self._target.headers}
             try:
@@ -140,30 +143,93 @@ class Exporter:
                 return
             self._is_away = False
 
-    def _body(self, spans: Iterable[Span]) -> bytes:
-        scope = {"name": "mesh", "version": VERSION}
-        told = [_told(span) for span in spans]
-        return orjson.dumps(
-            {"resourceSpans": [{**self._head, "scopeSpans": [{"scope": scope, "spans": told}]}]}
-        )
+    def _body(self, spans: Iterable[Ended]) -> bytes:
+        told = ",".join(one for ended in spans for one in _told(ended))
+        return b"%b%b]}]}]}" % (self._head, told.encode())
 
 
-def _told(span: Span) -> dict[str, Any]:
-    """Write a span as OTLP has it in JSON: ids in hexadecimal, 64 bits as text."""
-    found = {
-        "traceId": span.context.trace_id,
-        "spanId": span.context.span_id,
-        "name": span.name,
-        "kind": int(span.kind),
-        "startTimeUnixNano": str(span.start_ns),
-        "endTimeUnixNano": str(span.end_ns),
-        "attributes": _attributes(span.attributes),
-    }
-    if span.parent_id:
-        found["parentSpanId"] = span.parent_id
-    if span.error:
-        found["status"] = {"code": _ERROR, "message": span.error}
-    return found
+def _told(ended: Ended) -> Iterator[str]:
+    """Yield spans as OTLP has them in JSON: ids in hexadecimal, 64 bits as text.
+
+    By hand: of plain dictionaries orjson would make the same in three times the time.
+    """
+    if ended[0] == tracing.CALL:
+        yield from _call(ended)
+    elif ended[0] == tracing.HANDLING:
+        yield from _handling(ended)
+    else:
+        yield _plain(ended)
+
+
+def _plain(ended: Ended) -> str:
+    _, name, kind, trace_id, span_id, parent_id, start_ns, end_ns, attributes, error = ended
+    told = orjson.dumps(_attributes(dict(attributes))).decode()[1:-1]
+    ids = (trace_id, span_id, parent_id)
+    return _span((name, kind), ids, (start_ns, end_ns), told, error)
+
+
+def _call(ended: Ended) -> Iterator[str]:
+    """Write the spans of a caller."""
+    _, agent, subject, call_id, trace_id, span_id, parent_id, *times, outcome, code = ended
+    start_ns, stored_ns, end_ns = times
+    told = ",".join((_pair(_AGENT, agent), _pair(_CALL, call_id), _pair(_OUTCOME, outcome)))
+    ids = (trace_id, span_id, parent_id)
+    yield _span((f"call {agent}", Kind.CLIENT), ids, (start_ns, end_ns), told, code)
+    ids = (trace_id, tracing.new_span_id(), span_id)
+    yield _span((f"publish {subject}", Kind.PRODUCER), ids, (start_ns, stored_ns), _NATS)
+
+
+def _handling(ended: Ended) -> Iterator[str]:
+    """Write the spans of an agent, as far as they are not told and have ended."""
+    _, agent, subject, call_id, attempt, trace_id, span_id, parent_id, *times, outcome = ended
+    stored_ns, began_ns, end_ns, reply_ns, replied_ns = times
+    again = f", attempt {attempt}" if attempt > 1 else ""
+    if stored_ns:
+        ids = (trace_id, tracing.new_span_id(), parent_id)
+        named = (f"wait in {subject}{again}", Kind.CONSUMER)
+        yield _span(named, ids, (stored_ns, began_ns), _NATS)
+    if replied_ns:
+        ids = (trace_id, tracing.new_span_id(), span_id)
+        yield _span((f"reply of {agent}", Kind.PRODUCER), ids, (reply_ns, replied_ns), _NATS)
+    if end_ns:
+        tried = f'{{"key":"mesh.attempt","value":{{"intValue":"{attempt}"}}}}'
+        pairs = (_pair(_AGENT, agent), _pair(_CALL, call_id), tried, _pair(_OUTCOME, outcome))
+        error = "" if outcome == _ANSWERED else outcome
+        ids, named = (trace_id, span_id, parent_id), (f"handle {agent}{again}", Kind.CONSUMER)
+        yield _span(named, ids, (began_ns, end_ns), ",".join(pairs), error)
+
+
+def _span(
+    named: tuple[str, int],
+    ids: tuple[str, str, str],
+    times: tuple[int, int],
+    told: str,
+    error: str = "",
+) -> str:
+    """Write one, by its name and kind; the attributes in `told` are JSON already."""
+    trace_id, span_id, parent_id = ids
+    below = f',"parentSpanId":"{parent_id}"' if parent_id else ""
+    status = f',"status":{{"code":{_ERROR},"message":{_quoted(error)}}}' if error else ""
+    return (
+        f'{{"traceId":"{trace_id}","spanId":"{span_id}"{below},"name":{_quoted(named[0])},'
+        f'"kind":{named[1]:d},"startTimeUnixNano":"{times[0]}","endTimeUnixNano":"{times[1]}",'
+        f'"attributes":[{told}]{status}}}'
+    )
+
+
+def _pair(key: str, text: str) -> str:
+    return f'{{"key":"{key}","value":{{"stringValue":{_quoted(text)}}}}}'
+
+
+def _quoted(text: str) -> str:
+    return orjson.dumps(text).decode()
+
+
+_AGENT: Final = "mesh.agent"
+_CALL: Final = "mesh.call_id"
+_OUTCOME: Final = "mesh.outcome"
+_ANSWERED: Final = "answered"
+_NATS: Final = _pair("messaging.system", "nats")
 
 
 def _attributes(values: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -176,8 +242,12 @@ def _value(value: Any) -> dict[str, Any]:
     return {"intValue": str(value)} if isinstance(value, int) else {"stringValue": str(value)}
 
 
-def _resource(attributes: Mapping[str, str]) -> dict[str, Any]:
-    return {"resource": {"attributes": _attributes(attributes)}}
+def _head(resource: Mapping[str, str]) -> bytes:
+    """Encode what stands before the spans of an export."""
+    scope = {"name": "mesh", "version": VERSION}
+    told = {"resource": {"attributes": _attributes(resource)}}
+    scoped = {"scopeSpans": [{"scope": scope, "spans": []}]}
+    return orjson.dumps({"resourceSpans": [{**told, **scoped}]}).removesuffix(b"]}]}]}")
 
 
 @asynccontextmanager

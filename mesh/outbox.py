@@ -104,7 +104,7 @@ def _traceparent(call: Call, subject: str, lineage: Lineage) -> str:
     """
     if tracing.is_on():
         call.span = tracing.begin_call(call.agent, subject, call.id, lineage.trace_id)
-        return call.span.call.context.traceparent
+        return call.span.context.traceparent
     trace_id, is_sampled = lineage.trace_id, True
     if not trace_id and (above := tracing.above()) is not None:
         trace_id, is_sampled = above.trace_id, above.is_sampled

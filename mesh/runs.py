@@ -9,6 +9,8 @@ import asyncio
 from dataclasses import dataclass
 from typing import Final
 
+from mesh.tracing import HandlingSpan
+
 REMEMBERED: Final = 1_000
 
 
@@ -20,6 +22,8 @@ class Run:
     is_cancelled: bool = False
     limit: asyncio.Timeout | None = None
     """Of the handler, as long as that runs."""
+    span: HandlingSpan | None = None
+    """What OpenTelemetry is told of it, if anything."""
 
     def enter(self, limit: asyncio.Timeout) -> None:
         """Let `limit`, which has begun, stop the handler from now on.

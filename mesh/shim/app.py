@@ -189,8 +189,8 @@ class Envelope:
             with tracing.inside(span.context):
                 await self._answer(scope, receive, answer)
         finally:
-            span.attributes["http.response.status_code"] = answer.status
-            span.end(str(answer.status) if answer.status >= 500 else "")
+            error = str(answer.status) if answer.status >= 500 else ""
+            span.end(error, ("http.response.status_code", answer.status))
 
     async def _answer(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
         path = scope["path"]

@@ -1,10 +1,10 @@
-"""`python -m scripts.benchmarks [calls | http | pages] …`: chooses the bench."""
+"""`python -m scripts.benchmarks [calls | http | look | pages] …`: chooses the bench."""
 
 import sys
 
-from scripts.benchmarks import calls, door, pages
+from scripts.benchmarks import calls, door, look, pages
 
-BENCHES = {"calls": calls.main, "http": door.main, "pages": pages.main}
+BENCHES = {"calls": calls.main, "http": door.main, "look": look.main, "pages": pages.main}
 
 
 def main() -> None:

@@ -1,7 +1,9 @@
 """Spans without a broker: what is told of them, to whom, and how little is believed."""
 
 import base64
+import gc
 from collections.abc import Iterator
+from typing import Any
 
 import orjson
 import pytest
@@ -12,15 +14,15 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from mesh import headers as h
 from mesh import otlp, tracing
-from mesh.tracing import Kind, Span, SpanContext
+from mesh.tracing import Ended, Kind, Span, SpanContext
 
 TRACE, SPAN = "a" * 32, "b" * 16
 
 
 @pytest.fixture
-def spans() -> Iterator[list[Span]]:
+def spans() -> Iterator[list[Ended]]:
     """What is collected."""
-    found: list[Span] = []
+    found: list[Ended] = []
     tracing.collect_with(found.append)
     yield found
     tracing.collect_with(None)
@@ -55,31 +57,88 @@ def test_a_traceparent_is_read_and_written() -> None:
         assert found.traceparent == text
 
 
-def test_a_trace_that_is_not_told_of_is_not_told_of_below(spans: list[Span]) -> None:
+def test_a_trace_that_is_not_told_of_is_not_told_of_below(spans: list[Ended]) -> None:
     """What its beginning decided holds for all of it."""
     above = SpanContext(TRACE, SPAN, is_sampled=False)
-    span = tracing.begin("x", Kind.INTERNAL, {}, parent=above)
+    span = Span.begin("x", Kind.INTERNAL, above)
     span.end()
     assert spans == []
     assert span.context.traceparent.endswith("-00")
 
 
-def test_a_span_ends_once(spans: list[Span]) -> None:
+def test_a_span_ends_once(spans: list[Ended]) -> None:
     """Whoever ends it again changes nothing."""
-    span = tracing.begin("x", Kind.INTERNAL, {})
+    span = Span.begin("x", Kind.INTERNAL, None)
     span.end()
     span.end("failed")
-    assert [one.error for one in spans] == [""]
+    assert [one[-1] for one in spans] == [""]
 
 
-def test_what_fails_inside_is_told(spans: list[Span]) -> None:
-    """And raised."""
-    above = SpanContext(TRACE, SPAN)
-    with pytest.raises(ValueError, match="x"), tracing.inside(above), tracing.part("step"):
-        raise ValueError("x")
-    (span,) = spans
-    assert (span.name, span.parent_id, span.error) == ("step", SPAN, "failed")
-    assert tracing.above() is None
+def test_what_waits_is_nothing_for_the_garbage_collector(spans: list[Ended]) -> None:
+    """Of plain values only: with thousands of others each call took a fifth longer."""
+    call = tracing.begin_call("sun", "agent.sun.inbox", "c1", TRACE)
+    call.stored()
+    call.end("failed", "agent_failed")
+    headers = h.RequestHeaders(traceparent=call.context.traceparent, call_id="c1")
+    handling = tracing.begin_handling("sun", "agent.sun.inbox", headers, attempt=2, stored_ns=5)
+    handling.turn_slow()
+    handling.end("failed")
+    Span.begin("x", Kind.INTERNAL, None, (("a", 1),)).end()
+    for _ in range(2):  # What is in a tuple, and then the tuple.
+        gc.collect()
+    assert len(spans) == 4
+    assert not any(gc.is_tracked(one) for one in spans)
+
+
+def told_of(spans: list[Ended]) -> dict[str, Any]:
+    """Return the spans that are sent, by name."""
+    exporter = otlp.Exporter(otlp.Target("http://x"), {"service.name": "test"})
+    body = orjson.loads(exporter._body(spans))
+    found = body["resourceSpans"][0]["scopeSpans"][0]["spans"]
+    assert len({one["spanId"] for one in found}) == len(found)
+    return {one["name"]: one for one in found}
+
+
+def test_the_spans_of_a_call(spans: list[Ended]) -> None:
+    """Two of its caller, three of its agent, each below the right one."""
+    call = tracing.begin_call("sun", "agent.sun.inbox", 'c"\\1', TRACE)
+    headers = h.RequestHeaders(traceparent=call.context.traceparent, call_id='c"\\1')
+    handling = tracing.begin_handling("sun", "agent.sun.inbox", headers, attempt=1, stored_ns=5)
+    handling.replying()
+    handling.replied()
+    handling.end("answered")
+    call.end("answered", "")  # Before the acknowledgement was here.
+    call.end("failed", "twice")
+    found = told_of(spans)
+    assert {one["traceId"] for one in found.values()} == {TRACE}
+    top = found["call sun"]
+    assert "parentSpanId" not in top
+    handled = found["handle sun"]
+    for name, above in (
+        ("publish agent.sun.inbox", top),
+        ("wait in agent.sun.inbox", top),
+        ("handle sun", top),
+        ("reply of sun", handled),
+    ):
+        assert found[name]["parentSpanId"] == above["spanId"]
+    assert found["wait in agent.sun.inbox"]["startTimeUnixNano"] == "5"
+    assert found["wait in agent.sun.inbox"]["endTimeUnixNano"] == handled["startTimeUnixNano"]
+    assert {"key": "mesh.call_id", "value": {"stringValue": 'c"\\1'}} in top["attributes"]
+    assert not any("status" in one for one in found.values())
+
+
+def test_a_wait_is_told_once(spans: list[Ended]) -> None:
+    """At once where the work is slow: the process may die before its end."""
+    headers = h.RequestHeaders(call_id="c1")
+    handling = tracing.begin_handling("sun", "agent.sun.inbox", headers, attempt=2, stored_ns=5)
+    handling.turn_slow()
+    handling.turn_slow()
+    assert list(told_of(spans)) == ["wait in agent.sun.inbox, attempt 2"]
+    handling.end("expired")
+    found = told_of(spans)
+    assert set(found) == {"wait in agent.sun.inbox, attempt 2", "handle sun, attempt 2"}
+    assert found["handle sun, attempt 2"]["status"] == {"code": 2, "message": "expired"}
+    assert len(spans) == 2
 
 
 def test_a_program_with_spans_of_its_own() -> None:
@@ -105,10 +164,11 @@ def test_a_program_with_spans_of_its_own() -> None:
 def test_what_is_sent_is_otlp() -> None:
     """Read by OpenTelemetry's own schema, of which JSON writes ids in hexadecimal."""
     exporter = otlp.Exporter(otlp.Target("http://x"), {"service.name": "test"})
-    attributes = {"text": "a\u202e", "number": 2**60, "truth": True}
-    span = tracing.begin("x", Kind.SERVER, attributes, parent=SpanContext(TRACE, SPAN))
-    span.end("timeout")
-    body = orjson.loads(exporter._body([span]))
+    tracing.collect_with(exporter.collect)
+    attributes = (("text", "a\u202e"), ("number", 2**60))
+    Span.begin("x", Kind.SERVER, SpanContext(TRACE, SPAN), attributes).end("timeout", ("more", 1))
+    tracing.collect_with(None)
+    body = orjson.loads(exporter._body(exporter._waiting))
     told = body["resourceSpans"][0]["scopeSpans"][0]["spans"][0]
     for name in ("traceId", "spanId", "parentSpanId"):
         told[name] = base64.b64encode(bytes.fromhex(told[name])).decode()
