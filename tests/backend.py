@@ -4,7 +4,7 @@ A real HTTP server, so that what is cut, late or malformed is so on a socket.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,9 +16,12 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from mesh.agent import Agent
+from mesh.context import CallContext
 from mesh.errors import AgentFailedError
 from schemas.chat import ChatDelta, ChatRequest
 from tests.conftest import until
+
+TRACEPARENT = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
 
 DONE = b"data: [DONE]\n\n"
 
@@ -79,9 +82,31 @@ async def running_backend() -> AsyncIterator[Backend]:
 
 async def deltas(agent: Agent, request: ChatRequest | None = None) -> list[ChatDelta]:
     """Call the agent's handler directly."""
+    return [delta async for delta in answering(agent, request)]
+
+
+def answering(agent: Agent, request: ChatRequest | None = None) -> AsyncGenerator[ChatDelta, None]:
+    """Begin the agent's answer; the call is of the trace `TRACEPARENT`."""
+
+    async def nobody(_: str) -> Any:
+        raise AssertionError("a relay asks no other agent")
+
+    call = CallContext(
+        id="c1",
+        agent=agent.id,
+        source_agent="tester",
+        source_node="node1",
+        is_proven=False,
+        attempt=1,
+        hops=(),
+        traceparent=TRACEPARENT,
+        open_client=nobody,
+    )
     assert agent.handler
-    answer = agent.handler.function(request or ChatRequest.from_text("hello"))
-    return [delta async for delta in answer]
+    answer: AsyncGenerator[ChatDelta, None] = agent.handler.function(
+        request or ChatRequest.from_text("hello"), call
+    )
+    return answer
 
 
 async def text(agent: Agent) -> str:

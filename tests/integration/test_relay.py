@@ -11,11 +11,23 @@ import pytest
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from handlers.relay import relay_agent
+from mesh import tracing
 from mesh.agent import Agent
 from mesh.client import MeshClient
 from mesh.errors import AgentFailedError, InvalidInputError
 from schemas.chat import ChatRequest
-from tests.backend import DONE, Backend, chunk, deltas, failure, running_backend, sse, text
+from tests.backend import (
+    DONE,
+    TRACEPARENT,
+    Backend,
+    answering,
+    chunk,
+    deltas,
+    failure,
+    running_backend,
+    sse,
+    text,
+)
 from tests.conftest import Running, until
 
 KEY = "sk-relay-secret-0123456789"
@@ -66,6 +78,23 @@ async def test_a_request_goes_to_the_backend_whole(backend: Backend) -> None:
     assert backend.headers["accept-encoding"] == "identity"  # Compressed, tokens come in lumps.
 
 
+async def test_the_backend_is_told_of_the_trace(backend: Backend) -> None:
+    """Of the call's own span where nobody collects ours, else of the request to the backend."""
+    await deltas(relay_to(backend))
+    assert backend.headers["traceparent"] == TRACEPARENT
+    spans: list[Any] = []
+    tracing.collect_with(spans.append)
+    try:
+        with tracing.inside(tracing.SpanContext("c" * 32, "d" * 16)):
+            await deltas(relay_to(backend))
+    finally:
+        tracing.collect_with(None)
+    ((_, name, _, trace_id, span_id, parent_id, *_rest),) = spans
+    assert backend.headers["traceparent"] == f"00-{trace_id}-{span_id}-01"
+    assert (trace_id, parent_id) == ("c" * 32, "d" * 16)
+    assert name == f"POST {backend.url}"
+
+
 async def test_without_a_key_none_is_sent(backend: Backend) -> None:
     """A backend that needs no key gets no `authorization` header."""
     await deltas(relay_agent("relay", base_url=backend.url + "/", model="m"))
@@ -76,9 +105,7 @@ async def test_tokens_are_passed_on_as_they_come(backend: Backend) -> None:
     """The first token is there while the backend still works on the second."""
     gate = asyncio.Event()
     backend.answer = lambda: sse(chunk({"content": "first"}), then=gate.wait)
-    agent = relay_to(backend)
-    assert agent.handler
-    answer = agent.handler.function(ChatRequest.from_text("hello"))
+    answer = answering(relay_to(backend))
     assert (await anext(answer)).content == "first"
     assert not backend.is_left.is_set()
     gate.set()
