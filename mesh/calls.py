@@ -68,6 +68,8 @@ class Call:
         self.reply_subject = reply_subject
         self.timeout_s = timeout_s
         self.state = CallState.SENT
+        self.traceparent = ""
+        """Of which trace it is, once its request is written."""
         self.span: CallSpan | None = None
         """What OpenTelemetry is told of it, if anything."""
         self.sequence = 0

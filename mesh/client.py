@@ -14,7 +14,7 @@ from uuid import uuid4
 from mesh import headers as h
 from mesh import otlp, subjects
 from mesh.callers import NO_LINEAGE, Caller, Lineage, new_instance_id
-from mesh.calls import Call, StoredCall
+from mesh.calls import Call, CallState, StoredCall
 from mesh.connection import Connection, open_connection
 from mesh.directory import Directory, follow_directory
 from mesh.errors import AgentOfflineError, InvalidInputError
@@ -220,6 +220,9 @@ class MeshClient:
         if stored.is_duplicate:
             await require_retry(self._connection, self._caller.id, request, stored.sequence)
         await self._outbox.record(request, stored.sequence)
+        if call.span is not None:  # Nobody waits for its end.
+            call.span.stored()
+            call.span.end(CallState.STORED.value, "")
         return StoredCall(name, agent, reply_subject, stored.sequence)
 
     async def cancel(self, call: Call | StoredCall) -> None:

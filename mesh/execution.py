@@ -11,7 +11,7 @@ import time
 from typing import Final
 
 from mesh import headers as h
-from mesh import metrics, tracing
+from mesh import log_lines, metrics, tracing
 from mesh.admission import Asker
 from mesh.agent import Agent
 from mesh.calls import CallState
@@ -85,6 +85,7 @@ class Execution:
             logger.warning("%s: refused to answer on %r", self._agent.id, headers.reply_to[:120])
             await self._bury(delivery, Reason.REFUSED)
             return
+        log_lines.work_on(address.call_id, headers.traceparent)
         writer = ReplyWriter(self._place.connection, address)
         if not headers.is_ping:
             age_s = self._place.clock.age_s(delivery.stored_ns)

@@ -75,6 +75,7 @@ def compose(
     With a `signer` it is signed, and from whom the signer speaks for.
     """
     subject = subjects.inbox(call.agent, node)
+    call.traceparent = _traceparent(call, subject, lineage)
     headers = {
         h.REPLY_TO: call.reply_subject,
         h.CORRELATION_ID: call.id,
@@ -84,7 +85,7 @@ def compose(
         h.TIMEOUT_MS: str(math.ceil(call.timeout_s * 1000)),
         h.SOURCE_AGENT: source.id,
         h.SOURCE_NODE: source.node,
-        h.TRACEPARENT: _traceparent(call, subject, lineage),
+        h.TRACEPARENT: call.traceparent,
     }
     if node:
         headers[h.TARGET_NODE] = node

@@ -1,30 +1,19 @@
-"""Logging of the long-running commands: one readable line an event, on stderr."""
+"""Logging of the long-running commands: one line a fact, on stderr."""
 
 import logging
 import os
 
-
-class _Lines(logging.Formatter):
-    def __init__(self) -> None:
-        super().__init__(datefmt="%H:%M:%S")
-        self._is_supervised = "MESH_READY_FD" in os.environ
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = record.getMessage()
-        if record.levelno > logging.INFO:
-            line = f"{record.levelname.lower()}: {line}"
-        if record.exc_info:
-            line = f"{line}\n{self.formatException(record.exc_info)}"
-        return line if self._is_supervised else f"{self.formatTime(record, self.datefmt)} {line}"
+from mesh.log_lines import JsonLines, Lines, is_json
 
 
 def set_up(*, verbose: bool = False) -> None:
-    """Log what matters to a person; everything with `verbose`.
+    """Log what matters to a person; everything with `verbose`, JSON if `MESH_LOG_FORMAT` says so.
 
     Under `mesh up` the parent adds time and part to each line.
     """
+    is_supervised = "MESH_READY_FD" in os.environ
     handler = logging.StreamHandler()
-    handler.setFormatter(_Lines())
+    handler.setFormatter(JsonLines() if is_json() else Lines(has_time=not is_supervised))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)

@@ -159,7 +159,12 @@ def broker_log(*, verbose: bool) -> "OnLog":
 
 
 def print_line(part: str, line: str) -> None:
-    """Print what a part says, with the time and its name in front."""
+    """Print what a part says, with the time and its name in front; or as JSON that has both."""
+    from mesh.log_lines import is_json, of_part
+
+    if is_json():
+        typer.echo(of_part(part, exits.plain(line)), err=True)
+        return
     typer.echo(f"{time.strftime('%H:%M:%S')} {part:<8} {exits.plain(line)}", err=True)
 
 

@@ -13,6 +13,7 @@ from typing import Final, Protocol
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Send
 
+from mesh import log_lines
 from mesh.callers import Caller
 from mesh.calls import Call, StoredCall
 from mesh.errors import MeshError, ProtocolError
@@ -105,6 +106,7 @@ class Exchange:
     async def _serve(
         self, call: Call, asked: Asked, dialect: Dialect, receive: Receive, send: Send
     ) -> None:
+        log_lines.work_on(call.id, call.traceparent)
         with self._door.waiting(receive) as over:
             try:
                 if asked.is_streamed:

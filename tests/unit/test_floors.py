@@ -17,6 +17,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
             {
                 "mesh.subjects",
                 "mesh.headers",
+                "mesh.log_lines",
                 "mesh.metrics",
                 "mesh.tracing",
                 "mesh.codec",
