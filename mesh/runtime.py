@@ -27,6 +27,7 @@ from mesh.errors import BrokerUnreachableError, InvalidInputError, MeshError, Tr
 from mesh.events import EventWorker
 from mesh.exposition import exposing
 from mesh.heartbeat import beat_forever
+from mesh.micro import MicroServices
 from mesh.place import Place
 from mesh.settings import Settings
 from mesh.version import VERSION
@@ -94,6 +95,9 @@ class AgentHost:
             await self._stack.enter_async_context(otlp.exporting(service, self.instance.node))
             directory = await self._stack.enter_async_context(follow_directory(self._connection))
             place = self._place(directory)
+            services = MicroServices(self._connection, self._agents, self.instance)
+            self._stack.push_async_callback(services.stop)
+            await services.start()
             self._connection.on_reconnect(self._reconnected)
             await self._set_clock()
             # It beats until the last call is done: a host that drains is not dead.

@@ -115,6 +115,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
                 "mesh.execution",
                 "mesh.worker",
                 "mesh.events",
+                "mesh.micro",
                 "mesh.runtime",
             }
         ),
