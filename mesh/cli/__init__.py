@@ -17,6 +17,7 @@ from mesh.cli import (
     host,
     join,
     keys,
+    mcp,
     publish,
     tail,
     top,
@@ -54,6 +55,7 @@ app.command(name="nodes")(agents.list_nodes)
 app.command(name="agent")(agents.show_agent)
 app.command(name="who")(who.who)
 app.command(name="check")(check.check)
+app.command(name="mcp")(mcp.mcp)
 app.add_typer(dead.app, name="dead")
 app.add_typer(keys.app, name="keys")
 app.command(name="doctor")(doctor.doctor)

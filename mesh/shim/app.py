@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mesh import metrics, tracing
 from mesh.errors import MeshError
+from mesh.shim.a2a import A2A, AgentCards
 from mesh.shim.calls import CallEvents, CallResource
 from mesh.shim.connection_test import ConnectionTests
 from mesh.shim.cors import Cors
@@ -120,6 +121,8 @@ def make_endpoints(door: Door, rules: Rules = LOOPBACK_RULES) -> list[Endpoint]:
         Agent(door),
         Nodes(door),
         Node(door),
+        AgentCards(door, rules),
+        A2A(door),
         tests,
         PresenceReports(door),
         Presence(door, site.sources),

@@ -111,7 +111,7 @@ async def serve_on(
         )
         rules = rules_for(settings, [one.getsockname()[0] for one in sockets])
         if rules.requires_keys:
-            _require_hub(connection)
+            require_hub_for_keys(connection)
             logger.info("API keys are required here: `mesh keys create NAME` makes one")
         server = HttpServer(
             create_app(door, rules),
@@ -164,7 +164,12 @@ def _require_own_node(connection: Connection, settings: Settings) -> None:
         )
 
 
-def _require_hub(connection: Connection) -> None:
+def require_hub_for_keys(connection: Connection) -> None:
+    """Check that API keys can be read here.
+
+    Raises:
+        SettingsError: they cannot: this machine has joined.
+    """
     if is_guarded(connection.client):
         raise SettingsError(
             "API keys are kept at the hub, where this machine may not read them: let the door of "
@@ -195,11 +200,17 @@ async def _run(
 def _listening(settings: Settings) -> Iterator[list[socket.socket]]:
     with ExitStack() as stack:
         yield [
-            stack.enter_context(_listen(settings.http_host, port)) for port in settings.http_ports
+            stack.enter_context(listen_on(settings.http_host, port)) for port in settings.http_ports
         ]
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen_on(host: str, port: int) -> socket.socket:
+    """Listen, for whoever closes it.
+
+    Raises:
+        SettingsError: this machine has no such address.
+        PortInUseError: another program listens there.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # The protocol is named for asyncio: only then does it switch Nagle's algorithm off, which
     # would hold every answer back for 40 ms. `socket.create_server` names none.
