@@ -1,12 +1,12 @@
 """`mesh doctor`: what works here, what does not, and what to do about it."""
 
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mesh.cli import exits
+from mesh.cli import exits, findings
+from mesh.cli.findings import Finding
 
 if TYPE_CHECKING:
     import httpx2
@@ -17,29 +17,20 @@ if TYPE_CHECKING:
 MARKS = {"ok": "✓", "warn": "!", "fail": "✗"}
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the report. `fix` says what to do, where something is to be done."""
-
-    state: str
-    what: str
-    fix: str = ""
-
-
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", "-j", help="Print JSON.")] = False,
 ) -> None:
-    """Check the broker, the streams, the registrar and the HTTP doors."""
-    findings = exits.run(_examine(), as_json=as_json)
+    """Check the broker, its streams, mailboxes, clock and disk, the registrar and the doors."""
+    found = exits.run(_examine(), as_json=as_json)
     if as_json:
         import orjson
 
-        typer.echo(orjson.dumps([_as_dict(one) for one in findings]).decode())
+        typer.echo(orjson.dumps([_as_dict(one) for one in found]).decode())
     else:
-        for one in findings:
+        for one in found:
             fix = f"\n    {one.fix}" if one.fix else ""
             typer.echo(f"{MARKS[one.state]} {exits.plain(one.what)}{fix}")
-    if any(one.state == "fail" for one in findings):
+    if any(one.state == "fail" for one in found):
         raise SystemExit(exits.FAILED)
 
 
@@ -55,21 +46,23 @@ async def _examine() -> list[Finding]:
     from mesh.version import VERSION
 
     settings = Settings.from_env()
-    findings = [Finding("ok", f"mesh {VERSION}, node {settings.node}")]
-    findings += [Finding("warn", text) for text in unknown_variables(os.environ)]
-    findings.append(_examine_binary(settings))
+    found = [Finding("ok", f"mesh {VERSION}, node {settings.node}")]
+    found += [Finding("warn", text) for text in unknown_variables(os.environ)]
+    found.append(_examine_binary(settings))
+    found += [*findings.of_disk(settings), *findings.of_secrets(settings)]
     try:
         async with open_connection(Login.of(settings), name="mesh doctor") as connection:
             server = connection.client.connected_server_version
-            version = f"{server.major}.{server.minor}.{server.patch}"
-            findings.append(Finding("ok", f"broker at {settings.nats_url}: nats-server {version}"))
-            findings += await _examine_broker(connection, settings)
+            numbers = (server.major, server.minor, server.patch)
+            found.append(findings.of_version(numbers, settings.nats_url))
+            found.append(await findings.of_way(connection))
+            found += await _examine_broker(connection, settings)
     except BrokerUnreachableError as error:
-        findings.append(Finding("fail", error.message, "start one: mesh up"))
+        found.append(Finding("fail", error.message, "start one: mesh up"))
     if settings.nats_monitor_url:
-        findings += await _examine_health(settings.nats_monitor_url)
-    findings += await _examine_http(settings)
-    return findings
+        found += await _examine_health(settings.nats_monitor_url)
+    found += await _examine_http(settings)
+    return found
 
 
 def _examine_binary(settings: "Settings") -> Finding:
@@ -85,6 +78,7 @@ def _examine_binary(settings: "Settings") -> Finding:
 
 async def _examine_broker(connection: "Connection", settings: "Settings") -> list[Finding]:
     import nats.errors
+    from nats.js.errors import APIError
 
     from mesh.directory import load_directory
     from mesh.errors import TransportError
@@ -102,19 +96,27 @@ async def _examine_broker(connection: "Connection", settings: "Settings") -> lis
     if missing:
         names = ", ".join(one.stream for one in missing)
         return [Finding("fail", f"streams are missing: {names}", "set them up: mesh up")]
-    findings = [Finding("warn", str(one), "an operator's change, kept") for one in differences]
+    found = [Finding("warn", str(one), "an operator's change, kept") for one in differences]
     if is_guarded(connection.client):
-        findings.append(Finding("ok", "streams and buckets are the hub's: `mesh doctor` there"))
+        found.append(Finding("ok", "streams and buckets are the hub's: `mesh doctor` there"))
     elif not differences:
-        findings.append(Finding("ok", "streams and buckets are as declared"))
+        found.append(Finding("ok", "streams and buckets are as declared"))
+    if not is_guarded(connection.client):
+        manager = connection.client.jsm(timeout=10.0)
+        try:
+            found.append(await findings.of_jetstream(manager))
+            found += await findings.of_mailboxes(manager, directory)
+            found.append(await findings.of_dead_letters(manager))
+        except (nats.errors.Error, APIError) as error:
+            found.append(Finding("fail", f"JetStream: {error}", "look at the broker's log"))
     if directory.is_authoritative:
-        findings.append(Finding("ok", "a registrar is alive"))
+        found.append(Finding("ok", "a registrar is alive"))
     else:
         fix = "calls go on, but nothing new can register: mesh up control"
-        findings.append(Finding("warn", "no registrar is alive", fix))
+        found.append(Finding("warn", "no registrar is alive", fix))
     known = len(directory.standings())
-    findings.append(Finding("ok", f"{directory.online_count()} of {known} agents online"))
-    return findings
+    found.append(Finding("ok", f"{directory.online_count()} of {known} agents online"))
+    return found
 
 
 async def _examine_health(monitor_url: str) -> list[Finding]:
@@ -124,12 +126,13 @@ async def _examine_health(monitor_url: str) -> list[Finding]:
     async with httpx2.AsyncClient(timeout=3, trust_env=False) as client:
         try:
             told = (await client.get(f"{monitor_url}/healthz")).json()
+            clock = list(findings.of_clock((await client.get(f"{monitor_url}/varz")).json()))
         except (httpx2.HTTPError, ValueError):
             return []
     if told.get("status") == "ok":
-        return [Finding("ok", "the broker says that it is healthy")]
+        return [Finding("ok", "the broker says that it is healthy"), *clock]
     fix = "free some space if its disk is full; `mesh up` then starts it again by itself"
-    return [Finding("fail", f"the broker is not healthy: {told.get('error', told)}", fix)]
+    return [Finding("fail", f"the broker is not healthy: {told.get('error', told)}", fix), *clock]
 
 
 async def _examine_http(settings: "Settings") -> list[Finding]:
