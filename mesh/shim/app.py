@@ -30,7 +30,7 @@ from mesh.shim.http import REQUEST_ID, read_headers, request_id, send_json
 from mesh.shim.metrics import Metrics
 from mesh.shim.models import Model, Models
 from mesh.shim.openai import ChatCompletions
-from mesh.shim.openapi import OpenApi, make_document
+from mesh.shim.openapi import AsyncApi, OpenApi, make_document
 from mesh.shim.operations import Endpoint, Operation
 from mesh.shim.pages import Pages
 from mesh.shim.presence import Presence, PresenceReports
@@ -139,7 +139,7 @@ def make_endpoints(door: Door, rules: Rules = LOOPBACK_RULES) -> list[Endpoint]:
     ]
     described = [*operations_of(endpoints), *OpenApi.operations]
     document = make_document(described, requires_keys=rules.requires_keys)
-    return [*endpoints, OpenApi(document), Docs(door, document, pages)]
+    return [*endpoints, OpenApi(document), AsyncApi(), Docs(door, document, pages)]
 
 
 def operations_of(endpoints: Iterable[Endpoint]) -> Iterator[Operation]:

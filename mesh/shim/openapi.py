@@ -5,6 +5,7 @@ Source of its form: the OpenAPI specification, 3.1.1. Makes no page; see `mesh.s
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
 from typing import Any, Final
 
 from starlette.types import Receive, Scope, Send
@@ -73,6 +74,30 @@ class OpenApi:
 
     def __init__(self, document: Json) -> None:
         self._body = codec.dumps(document)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        await send_json(send, 200, self._body, {"cache-control": "no-cache"})
+
+
+class AsyncApi:
+    """`GET /asyncapi.json`: what travels on NATS, as the control plane's `handlers.asyncapi` says."""
+
+    operations = (
+        Operation(
+            "getAsyncApi",
+            "GET",
+            "/asyncapi.json",
+            Tag.DOCUMENTATION,
+            "Read the AsyncAPI document of the subjects on NATS",
+            answers=(Answer(200, "An AsyncAPI 3.0 document.", ApiDocument),),
+            is_open=True,
+            is_listed=False,
+        ),
+    )
+
+    def __init__(self) -> None:
+        self._body = files("schemas").joinpath("asyncapi.json").read_bytes()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
