@@ -190,6 +190,12 @@ def make_document() -> dict[str, Any]:
         named = re.findall(r"{(\w+)}", channel["address"])
         if named:
             channel["parameters"] = {name: {"description": PARAMETERS[name]} for name in named}
+    components = document["components"]
+    # FastStream's order is another one in each process.
+    for group in (*(document["channels"], document["operations"]), *components.values()):
+        ordered = dict(sorted(group.items()))
+        group.clear()
+        group.update(ordered)
     return document
 
 

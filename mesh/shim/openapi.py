@@ -81,7 +81,7 @@ class OpenApi:
 
 
 class AsyncApi:
-    """`GET /asyncapi.json`: what travels on NATS, as the control plane's `handlers.asyncapi` says."""
+    """`GET /asyncapi.json`: what travels on NATS, as `handlers.asyncapi` has written it."""
 
     operations = (
         Operation(
