@@ -18,7 +18,8 @@ from typing import Final
 import nats.errors
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.js.api import ConsumerConfig, DeliverPolicy
+from nats.js import JetStreamContext
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import APIError
 
 from mesh import headers as h
@@ -256,7 +257,7 @@ async def replay(connection: Connection, since_s: float) -> AsyncIterator[Fact]:
     Raises what `listening` raises.
     """
     require_hub(connection)
-    at = datetime.fromtimestamp(time.time() - since_s, UTC)
+    at = datetime.fromtimestamp(max(0.0, time.time() - since_s), UTC)
     tapes = [_tape(connection, stream, at) for stream in STORED]
     heads: list[tuple[int, int, Fact]] = []
     for place, tape in enumerate(tapes):
@@ -281,6 +282,7 @@ async def _tape(connection: Connection, stream: str, since: datetime) -> AsyncIt
     """Yield what one stream holds, by a consumer that ends with this."""
     jetstream = connection.client.jetstream()
     config = ConsumerConfig(
+        ack_policy=AckPolicy.NONE,
         deliver_policy=DeliverPolicy.BY_START_TIME,
         opt_start_time=since.isoformat().replace("+00:00", "Z"),  # type: ignore[arg-type]
         inactive_threshold=30.0,
@@ -291,7 +293,11 @@ async def _tape(connection: Connection, stream: str, since: datetime) -> AsyncIt
         puller = await jetstream.pull_subscribe(subject, stream=stream, config=config)
         left = (await puller.consumer_info()).num_pending or 0
         while left > 0:
-            messages = await puller.fetch(min(PULL, left), timeout=PULL_WAIT_S)
+            messages = await _fetched(puller, min(PULL, left))
+            if not messages:  # What was counted may be gone meanwhile.
+                left = (await puller.consumer_info()).num_pending or 0
+                if left:
+                    raise BrokerUnreachableError(f"reading {stream}: no answer; try again")
             left -= len(messages)
             for message in messages:
                 at_ns = int(message.metadata.timestamp.timestamp() * 1e9)
@@ -299,10 +305,15 @@ async def _tape(connection: Connection, stream: str, since: datetime) -> AsyncIt
                 if (fact := read_fact(message.subject, headers, message.data, at_ns)) is not None:
                     yield fact
         await puller.unsubscribe()
-    except (nats.errors.TimeoutError, TimeoutError):
-        return  # What was counted is gone meanwhile.
     except (nats.errors.Error, APIError) as error:
         raise BrokerUnreachableError(f"cannot read {stream}: {error}") from error
+
+
+async def _fetched(puller: JetStreamContext.PullSubscription, count: int) -> list[Msg]:
+    try:
+        return await puller.fetch(count, timeout=PULL_WAIT_S)
+    except (nats.errors.TimeoutError, TimeoutError):
+        return []
 
 
 def require_hub(connection: Connection) -> None:

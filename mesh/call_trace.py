@@ -15,7 +15,7 @@ from mesh import headers as h
 from mesh import registry, subjects
 from mesh.calls import CallState
 from mesh.connection import Connection
-from mesh.errors import CallNotFoundError, MeshError
+from mesh.errors import CallNotFoundError, InvalidInputError, MeshError
 from mesh.frames import Frame
 from mesh.history import StoredMessage, read_history, read_newest, read_since, stored_ns
 from mesh.ledger import CallRecord, is_waiting, read_record
@@ -194,8 +194,8 @@ class _Reader:
                 break
             try:
                 found.append(await self.read(call_id))
-            except CallNotFoundError:
-                continue
+            except (CallNotFoundError, InvalidInputError):
+                continue  # Gone, or an agent has written what is no id.
         return sorted(found, key=lambda one: one.began_ns)
 
 
@@ -270,9 +270,10 @@ def _with_silent_attempts(steps: Sequence[Step]) -> Iterable[Step]:
     """Put in what died before it said a word, which is known by the attempt that came after."""
     known = 0
     for step in steps:
-        for attempt in range(known + 1, step.attempt):
-            note = f"attempt {attempt} said nothing: its process ended, or lost the broker, at once"
-            yield Step(Hop.LOST, attempt=attempt, note=note)
+        if (last := step.attempt - 1) > known:
+            which = f"attempt {last}" if last == known + 1 else f"attempts {known + 1} to {last}"
+            note = f"{which} said nothing: the process ended, or lost the broker, at once"
+            yield Step(Hop.LOST, attempt=last, note=note)
         known = max(known, step.attempt)
         yield step
 

@@ -18,6 +18,8 @@ class Lineage:
 
     hops: tuple[str, ...] = ()
     trace_id: str = ""
+    is_sampled: bool = True
+    """Whether that trace is one that is told of."""
     parent: str = ""
     """The span of the call in which it is made."""
 

@@ -11,6 +11,7 @@ from mesh.client import MeshClient
 from mesh.errors import CallTimeoutError
 from mesh.questions import Question
 from mesh.settings import DEFAULT_TIMEOUT_S
+from mesh.tracing import SpanContext
 from schemas.chat import ChatReply
 
 
@@ -48,8 +49,11 @@ class CallContext:
     @property
     def lineage(self) -> Lineage:
         """What a nested call is told of this one."""
-        trace_id, span_id = h.span_of(self.traceparent)
-        return Lineage((*self.hops, self.agent), trace_id, span_id)
+        hops = (*self.hops, self.agent)
+        context = SpanContext.read(self.traceparent)
+        if context is None:
+            return Lineage(hops)
+        return Lineage(hops, context.trace_id, context.is_sampled, context.span_id)
 
     async def ask(
         self,

@@ -56,6 +56,11 @@ class Reason(StrEnum):
     """A foreign worker refused it (`+TERM`). JetStream deletes such a message: its body is lost."""
 
 
+for _reason in Reason:
+    # A series that begins with its first letter never grows, as Prometheus sees it.
+    metrics.DEAD_LETTERS.inc(_reason.value, by=0)
+
+
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
     """A dead letter, as it lies there."""

@@ -8,6 +8,7 @@ acknowledged. A crash anywhere leads to redelivery, never to loss. Does not pull
 import asyncio
 import logging
 import time
+from dataclasses import dataclass
 from typing import Final
 
 from mesh import headers as h
@@ -47,6 +48,24 @@ BARE_DELAY_S: Final = 0.05
 """The guide's client subscribes after it has published: its answer must not come sooner."""
 
 
+@dataclass(slots=True)
+class Tally:
+    """What an agent has done in this process, however many others there are."""
+
+    handled: int = 0
+    failed: int = 0
+    last_error: str = ""
+    taken_s: float = 0.0
+
+    def add(self, outcome: CallState, took_s: float) -> None:
+        """Count a request."""
+        self.handled += 1
+        self.taken_s += took_s
+        if outcome is not CallState.ANSWERED:
+            self.failed += 1
+            self.last_error = outcome.value
+
+
 class Execution:
     """Answers the calls of one agent in one place."""
 
@@ -54,6 +73,7 @@ class Execution:
         self._agent = agent
         self._place = place
         self._runs = Runs()
+        self.tally = Tally()
 
     def cancel(self, call_id: str, sequence: int) -> None:
         """Stop a call, or refuse its request when that comes later; the caller is told.
@@ -125,24 +145,41 @@ class Execution:
         run: Run,
     ) -> None:
         began = time.monotonic()
-        if not tracing.is_on():
-            outcome = await self._answer(delivery, headers, writer, left_s, run)
-            metrics.handled(self._agent.id, outcome.value, time.monotonic() - began)
-            return
-        span = tracing.begin_handling(
+        if tracing.is_on():
+            outcome = await self._answer_traced(delivery, headers, writer, left_s, run)
+        else:
+            context = tracing.SpanContext.of(headers.traceparent)
+            if context is not None and tracing.has_neighbour():
+                with tracing.inside(context):
+                    outcome = await self._answer(delivery, headers, writer, left_s, run)
+            else:
+                outcome = await self._answer(delivery, headers, writer, left_s, run)
+        took_s = time.monotonic() - began
+        self.tally.add(outcome, took_s)
+        metrics.handled(self._agent.id, outcome.value, took_s)
+
+    async def _answer_traced(
+        self,
+        delivery: Delivery,
+        headers: h.RequestHeaders,
+        writer: ReplyWriter,
+        left_s: float | None,
+        run: Run,
+    ) -> CallState:
+        span = run.span = tracing.begin_handling(
             self._agent.id,
             delivery.subject,
             headers,
             attempt=delivery.attempt,
-            stored_ns=delivery.stored_ns,
+            # As our clock would have it: the broker's may be another.
+            waited_s=self._place.clock.age_s(delivery.stored_ns),
         )
         told = "not stored"
-        run.span = span
         try:
             with tracing.inside(span.context):
                 outcome = await self._answer(delivery, headers, writer, left_s, run)
             told = outcome.value
-            metrics.handled(self._agent.id, told, time.monotonic() - began)
+            return outcome
         finally:
             span.end(told)
 

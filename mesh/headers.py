@@ -63,7 +63,9 @@ MAX_TIMEOUT_S: Final = 24 * 3600.0
 """A mailbox keeps nothing longer than a day, so no deadline can be later."""
 
 
-_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_TRACEPARENT: Final = re.compile(
+    r"([0-9a-f]{2})-([0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2})(-[!-~]{0,200})?"
+)
 _SPAN_ID: Final = re.compile(r"[0-9a-f]{16}")
 _REQUEST: Final = re.compile(r"([0-9]{1,18})/([0-9]{1,19})")
 _CALL_ID: Final = re.compile(r"[!-~]{1,128}")
@@ -138,11 +140,13 @@ class RequestHeaders:
 
 
 def valid_traceparent(text: str) -> str:
-    """Return a W3C `traceparent` if it is one, else nothing."""
-    found = _matching(_TRACEPARENT, text)
-    # The version that is none, and the ids that are none.
-    is_void = found.startswith("ff") or "0" * 32 in found or f"-{'0' * 16}-" in found
-    return "" if is_void else found
+    """Return a W3C `traceparent` as version 00 has it, else nothing. A later one may say more."""
+    parts = _TRACEPARENT.fullmatch(text)
+    if parts is None or parts[1] == "ff" or (parts[1] == "00" and parts[3]):
+        return ""
+    found = f"00-{parts[2]}"
+    # The ids that are none.
+    return "" if "0" * 32 in found or f"-{'0' * 16}-" in found else found
 
 
 def span_of(traceparent: str) -> tuple[str, str]:

@@ -8,7 +8,9 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from contextvars import copy_context
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from mesh.agent import Handler, HandlerKind
@@ -60,7 +62,9 @@ async def call(handler: Handler, subject: Any, context: Any, threads: ThreadPool
     if handler.kind is HandlerKind.COROUTINE:
         return await handler(subject, context)
     loop = asyncio.get_running_loop()
-    result = await loop.run_in_executor(threads, _in_thread, handler, subject, context)
+    # What a thread logs, and whom it asks, is of the same call and trace.
+    run = copy_context().run
+    result = await loop.run_in_executor(threads, run, _in_thread, handler, subject, context)
     # A lambda or a partial may hide a coroutine function.
     return await result if asyncio.iscoroutine(result) else result
 
@@ -89,8 +93,13 @@ async def parts(
         return
     loop = asyncio.get_running_loop()
     generator: Iterator[Any] = handler(subject, context)
-    while (part := await loop.run_in_executor(threads, next, generator, _END)) is not _END:
+    step = partial(copy_context().run, _next_in_thread, generator)
+    while (part := await loop.run_in_executor(threads, step)) is not _END:
         yield _to_delta(part)
+
+
+def _next_in_thread(generator: Iterator[Any]) -> Any:
+    return next(generator, _END)
 
 
 def to_reply(value: Any) -> ChatReply:

@@ -86,4 +86,8 @@ def of_part(part: str, line: str) -> str:
 
 
 def _dump(told: dict[str, Any]) -> str:
-    return orjson.dumps(told, default=str).decode()
+    try:
+        return orjson.dumps(told).decode()
+    except TypeError:  # A file name that is not UTF-8, say: Python has it as lone surrogates.
+        plain = {name: str(one).encode(errors="replace").decode() for name, one in told.items()}
+        return orjson.dumps(plain).decode()

@@ -7,7 +7,7 @@ metadata. A machine that has joined a secure mesh has no right to answer here.
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -22,9 +22,10 @@ from nats.micro.service import (
     STATS_RESPONSE_TYPE,
 )
 
-from mesh import codec, metrics, subjects
+from mesh import codec, subjects
 from mesh.agent import Agent
 from mesh.connection import Connection
+from mesh.execution import Tally
 from mesh.nats_client import is_guarded
 from schemas.registry import Instance
 
@@ -45,10 +46,17 @@ _PLAIN: Final = re.compile(r"[^\x20-\x7e]")
 class MicroServices:
     """The agents of one process, for whoever asks after services."""
 
-    def __init__(self, connection: Connection, agents: Sequence[Agent], instance: Instance) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        agents: Sequence[Agent],
+        instance: Instance,
+        tally_of: Callable[[str], Tally],
+    ) -> None:
         self._connection = connection
         self._agents = {agent.id: agent for agent in agents}
         self._instance = instance
+        self._tally_of = tally_of
         self._subscriptions: list[Subscription] = []
 
     async def start(self) -> None:
@@ -104,7 +112,7 @@ class MicroServices:
             found["endpoints"] = [self._endpoint(agent)]
         elif verb == "STATS":
             found["started"] = _started(self._instance.started_at)
-            found["endpoints"] = [{**self._endpoint(agent), **_counted(agent.id)}]
+            found["endpoints"] = [{**self._endpoint(agent), **_counted(self._tally_of(agent.id))}]
         return found
 
     def _endpoint(self, agent: Agent) -> dict[str, Any]:
@@ -121,22 +129,13 @@ def _started(at: str) -> str:
     return datetime.fromisoformat(at).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def _counted(agent: str) -> dict[str, Any]:
-    """Return what this process has counted of an agent; of one beyond the limit, of all those."""
-    label = metrics.agent_label(agent)
-    counts = {
-        outcome: count
-        for (counted, outcome), count in metrics.HANDLED.values.copy().items()
-        if counted == label
-    }
-    total, taken_s = sum(counts.values()), metrics.HANDLED_S.times(label).sum_s
-    failed = {outcome: count for outcome, count in counts.items() if outcome != "answered"}
-    taken_ns = int(taken_s * 1e9)
+def _counted(tally: Tally) -> dict[str, Any]:
+    taken_ns = int(tally.taken_s * 1e9)
     return {
-        "num_requests": total,
-        "num_errors": sum(failed.values()),
-        "last_error": max(failed, key=failed.__getitem__) if failed else "",
+        "num_requests": tally.handled,
+        "num_errors": tally.failed,
+        "last_error": tally.last_error,
         "data": None,
         "processing_time": taken_ns,
-        "average_processing_time": taken_ns // total if total else 0,
+        "average_processing_time": taken_ns // tally.handled if tally.handled else 0,
     }

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 import aiohttp
 import orjson
@@ -46,7 +46,9 @@ class Target:
     service: str = ""
     resource: Mapping[str, str] = field(default_factory=dict)
     ratio: float = _FULL_RATIO
-    """Of the traces that begin here; others are told of if their beginning was."""
+    """Of the traces that begin here."""
+    heeds_parent: bool = True
+    """Whether of others those are told of whose beginning was."""
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> "Target | None":
@@ -68,7 +70,16 @@ class Target:
             service=environ.get("OTEL_SERVICE_NAME", ""),
             resource=_pairs(environ.get("OTEL_RESOURCE_ATTRIBUTES", "")),
             ratio=_ratio(environ),
+            heeds_parent=environ.get("OTEL_TRACES_SAMPLER", "parentbased").startswith(
+                "parentbased"
+            ),
         )
+
+    @property
+    def shown(self) -> str:
+        """The address without a password in it."""
+        split = urlsplit(self.url)
+        return f"{split.scheme}://{split.netloc.rpartition('@')[2]}{split.path}"
 
     def samples(self, trace_id: str) -> bool:
         """Tell whether a trace that begins here is told of: the same in every process."""
@@ -99,7 +110,7 @@ class Exporter:
 
     def __init__(self, target: Target, resource: Mapping[str, str]) -> None:
         self._target = target
-        self._head = _head({**resource, **target.resource})
+        self._head = _head(resource)
         self._waiting: deque[Ended] = deque(maxlen=MAX_WAITING)
         self._is_away = False
 
@@ -138,7 +149,11 @@ class Exporter:
             except (aiohttp.ClientError, TimeoutError, ValueError) as error:
                 metrics.SPANS_DROPPED.inc(by=len(spans))
                 if not self._is_away:
-                    logger.warning("spans are lost, %s takes none: %s", self._target.url, error)
+                    told = error or type(error).__name__
+                    logger.warning(
+                        "spans are lost, %s takes none by OTLP over HTTP (port 4318, mostly): %s",
+                        *(self._target.shown, told),
+                    )
                 self._is_away = True
                 return
             self._is_away = False
@@ -250,30 +265,59 @@ def _head(resource: Mapping[str, str]) -> bytes:
     return orjson.dumps({"resourceSpans": [{**told, **scoped}]}).removesuffix(b"]}]}]}")
 
 
+class _Shared:
+    """The exporter of this process, and how many use it."""
+
+    def __init__(self) -> None:
+        self._users = 0
+        self._exporter: Exporter | None = None
+        self._sending: asyncio.Task[None] | None = None
+
+    def join(self, target: Target, service: str, node: str) -> None:
+        """Begin to send, if nobody does."""
+        self._users += 1
+        if self._exporter is not None or tracing.is_on():
+            return
+        resource = {
+            "service.version": VERSION,
+            "service.instance.id": str(os.getpid()),
+            "mesh.node": node,
+            **target.resource,
+            "service.name": target.service or target.resource.get("service.name", service),
+        }
+        self._exporter = exporter = Exporter(target, resource)
+        logger.info("traces: %s", target.shown)
+        tracing.collect_with(exporter.collect, target.samples, heeds_parent=target.heeds_parent)
+        self._sending = asyncio.create_task(exporter.send_forever())
+
+    async def leave(self) -> None:
+        """Send what is left, and end it, if nobody else uses it."""
+        self._users -= 1
+        if self._users or self._exporter is None or self._sending is None:
+            return
+        exporter, self._exporter = self._exporter, None
+        tracing.collect_with(None)
+        self._sending.cancel()
+        await asyncio.wait({self._sending})
+        await exporter.send_last()
+
+
+_shared: Final = _Shared()
+
+
 @asynccontextmanager
 async def exporting(service: str, node: str) -> AsyncIterator[None]:
     """Send the spans of this process for the length of the context, if a collector is named.
 
-    `service` is what the process is called where `OTEL_SERVICE_NAME` says nothing.
+    `service` is what the process is called where OpenTelemetry's variables say nothing. Within
+    another such context it shares that one's way.
     """
     target = Target.from_env()
-    if target is None or tracing.is_on():
+    if target is None:
         yield
         return
-    resource = {
-        "service.name": target.service or service,
-        "service.version": VERSION,
-        "service.instance.id": str(os.getpid()),
-        "mesh.node": node,
-    }
-    exporter = Exporter(target, resource)
-    logger.info("traces: %s", target.url)
-    tracing.collect_with(exporter.collect, target.samples)
-    sending = asyncio.create_task(exporter.send_forever())
+    _shared.join(target, service, node)
     try:
         yield
     finally:
-        tracing.collect_with(None)
-        sending.cancel()
-        await asyncio.wait({sending})
-        await exporter.send_last()
+        await _shared.leave()

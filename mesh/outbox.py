@@ -106,7 +106,7 @@ def _traceparent(call: Call, subject: str, lineage: Lineage) -> str:
     if tracing.is_on():
         call.span = tracing.begin_call(call.agent, subject, call.id, lineage.trace_id)
         return call.span.context.traceparent
-    trace_id, is_sampled = lineage.trace_id, True
+    trace_id, is_sampled = lineage.trace_id, lineage.is_sampled
     if not trace_id and (above := tracing.above()) is not None:
         trace_id, is_sampled = above.trace_id, above.is_sampled
     trace_id = trace_id or tracing.new_trace_id()

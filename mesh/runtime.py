@@ -25,6 +25,7 @@ from mesh.connection import Connection
 from mesh.directory import Directory, follow_directory
 from mesh.errors import BrokerUnreachableError, InvalidInputError, MeshError, TransportError
 from mesh.events import EventWorker
+from mesh.execution import Tally
 from mesh.exposition import exposing
 from mesh.heartbeat import beat_forever
 from mesh.micro import MicroServices
@@ -95,7 +96,7 @@ class AgentHost:
             await self._stack.enter_async_context(otlp.exporting(service, self.instance.node))
             directory = await self._stack.enter_async_context(follow_directory(self._connection))
             place = self._place(directory)
-            services = MicroServices(self._connection, self._agents, self.instance)
+            services = MicroServices(self._connection, self._agents, self.instance, self._tally_of)
             self._stack.push_async_callback(services.stop)
             await services.start()
             self._connection.on_reconnect(self._reconnected)
@@ -238,6 +239,10 @@ class AgentHost:
         await self._tasks.cancel()
         for agent in self._agents:
             agent.bind(None)
+
+    def _tally_of(self, agent: str) -> Tally:
+        workers = (one for one in self._workers if isinstance(one, AgentWorker))
+        return next((one.tally for one in workers if one.agent.id == agent), Tally())
 
     async def _tell_draining(self) -> None:
         """Let others see why this process is there and takes nothing, if that takes a moment."""

@@ -22,6 +22,7 @@ from typing import Any, Final, NamedTuple
 from mesh import headers as h
 
 SAMPLED: Final = 1
+MAX_PATH: Final = 200
 
 
 class Kind(IntEnum):
@@ -88,6 +89,7 @@ class _Process:
 
     collect: Collect | None = None
     sample: Sample = _always
+    heeds_parent: bool = True
 
 
 _process: Final = _Process()
@@ -95,10 +97,18 @@ current: ContextVar[SpanContext | None] = ContextVar("mesh_span", default=None)
 """The span that this task is in."""
 
 
-def collect_with(collect: Collect | None, sample: Sample | None = None) -> None:
+def collect_with(
+    collect: Collect | None, sample: Sample | None = None, *, heeds_parent: bool = True
+) -> None:
     """Begin to tell spans to `collect`; None ends that."""
     _process.collect = collect
     _process.sample = sample or _always
+    _process.heeds_parent = heeds_parent
+
+
+def has_neighbour() -> bool:
+    """Tell whether somebody in this process uses OpenTelemetry's API: its spans shall know ours."""
+    return _bridge.is_loaded
 
 
 def is_on() -> bool:
@@ -124,7 +134,9 @@ def above() -> SpanContext | None:
 def _beginning(parent: SpanContext | None, trace_id: str = "") -> SpanContext:
     """Return the context of a span below `parent`; or else in `trace_id`, or in a new trace."""
     if parent is not None:
-        return SpanContext(parent.trace_id, new_span_id(), parent.is_sampled)
+        heeds = _process.heeds_parent
+        is_sampled = parent.is_sampled if heeds else _process.sample(parent.trace_id)
+        return SpanContext(parent.trace_id, new_span_id(), is_sampled)
     trace_id = trace_id or new_trace_id()
     return SpanContext(trace_id, new_span_id(), _process.sample(trace_id))
 
@@ -134,6 +146,7 @@ class Span:
     """Something that takes time, and is told when it has ended."""
 
     name: str
+    """May be another one by its end."""
     kind: Kind
     attributes: Attributes
     context: SpanContext
@@ -269,19 +282,21 @@ class HandlingSpan:
 
 
 def begin_handling(
-    agent: str, subject: str, headers: h.RequestHeaders, *, attempt: int, stored_ns: int
+    agent: str, subject: str, headers: h.RequestHeaders, *, attempt: int, waited_s: float
 ) -> HandlingSpan:
     """Begin the spans of the work on a request."""
     asked = SpanContext.of(headers.traceparent)
     parent_id = asked.span_id if asked is not None else ""
     named = (agent, subject, headers.call_id, attempt)
-    return HandlingSpan(*named, _beginning(asked), parent_id, stored_ns, time_ns())
+    began_ns = time_ns()
+    stored_ns = began_ns - max(0, int(waited_s * 1e9))
+    return HandlingSpan(*named, _beginning(asked), parent_id, stored_ns, began_ns)
 
 
 def begin_request(method: str, path: str, traceparent: str) -> Span:
-    """Begin the span of a request at a door."""
-    attributes = (("http.request.method", method), ("url.path", path))
-    return Span.begin(f"{method} {path}", Kind.SERVER, SpanContext.read(traceparent), attributes)
+    """Begin the span of a request at a door; its name is the route's, once that is known."""
+    attributes = (("http.request.method", method), ("url.path", path[:MAX_PATH]))
+    return Span.begin(method, Kind.SERVER, SpanContext.read(traceparent), attributes)
 
 
 def outgoing(name: str, url: str) -> Span:
@@ -297,6 +312,10 @@ class _Bridge:
     """
 
     _api: Any = field(default=None)
+
+    @property
+    def is_loaded(self) -> bool:
+        return self._loaded() is not None
 
     def _loaded(self) -> Any:
         if self._api is None:

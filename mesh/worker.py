@@ -23,7 +23,7 @@ from mesh.agent import Agent
 from mesh.background import BackgroundTasks
 from mesh.delivery import Delivery
 from mesh.errors import ProtocolError
-from mesh.execution import Execution
+from mesh.execution import Execution, Tally
 from mesh.history import is_stored_under
 from mesh.place import Place
 from mesh.pulls import PullLoop
@@ -90,6 +90,11 @@ class AgentWorker:
     def running(self) -> int:
         """How many calls are being worked on."""
         return self._running
+
+    @property
+    def tally(self) -> Tally:
+        """What it has done so far."""
+        return self._execution.tally
 
     @property
     def is_busy(self) -> bool:

@@ -18,6 +18,7 @@ import nats
 import pytest
 from nats.aio.client import Client
 
+from mesh import metrics
 from mesh.agent import Agent
 from mesh.broker import embedded_broker
 from mesh.callers import Caller, new_instance_id
@@ -52,6 +53,9 @@ LONG_ONES = (
 )
 """Files that take more than half a minute. They begin first: a file is for one worker, and the
 others would wait for it at the end."""
+
+# All tests of a worker are one process, with an agent for each: a label of its own for all of them.
+metrics.MAX_AGENTS = 100_000
 
 Running = Callable[..., AbstractAsyncContextManager[AgentHost]]
 

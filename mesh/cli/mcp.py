@@ -1,6 +1,7 @@
 """`mesh mcp`: the agents of the mesh as tools, for whatever speaks the Model Context Protocol."""
 
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -77,11 +78,11 @@ async def _mcp(agents: list[str], port: int | None) -> None:
             listener,
             settings,
             agents=wanted,
-            on_ready=_tell,
+            on_ready=partial(_tell, settings.http_scheme),
             stop=stop_on_signals(),
         )
 
 
-def _tell(host: str, port: int) -> None:
+def _tell(scheme: str, host: str, port: int) -> None:
     shown = f"[{host}]" if ":" in host else host
-    typer.echo(f"MCP at http://{shown}:{port}/mcp. Ctrl-C stops.")
+    typer.echo(f"MCP at {scheme}://{shown}:{port}/mcp. Ctrl-C stops.")

@@ -60,10 +60,13 @@ def tail(
 
 async def _tail(wanted: Wanted, since: str, follow: bool) -> None:
     from mesh.connection import open_connection
+    from mesh.errors import InvalidInputError
     from mesh.settings import Settings
     from mesh.trust.login import Login
 
     since_s = seconds(since, "--since") if since else 0.0
+    if not since and not follow:
+        raise InvalidInputError("nothing is to be shown: say since when, --since 5m", field="since")
     async with open_connection(Login.of(Settings.from_env()), name="mesh tail") as connection:
         facts = _facts(connection, since_s, follow)
         async with aclosing(facts) as found:  # type: ignore[type-var]

@@ -96,6 +96,7 @@ class Switch:
             scope["app"] = self
             await self._routed(scope, receive, send)
             return
+        scope["endpoint"] = endpoint
         try:
             await endpoint(scope, receive, send)
         except MeshError as error:
@@ -192,6 +193,16 @@ class Envelope:
             with tracing.inside(span.context):
                 await self._answer(scope, receive, answer)
         finally:
+            self._end(span, scope, answer)
+
+    def _end(self, span: tracing.Span, scope: Scope, answer: "_Answer") -> None:
+        """Tell of a request that has come to an endpoint. Strangers could send any number."""
+        if (endpoint := scope.get("endpoint")) is not None:
+            route = next(
+                (one for one in endpoint.operations if one.method == scope["method"]), None
+            )
+            if route is not None:
+                span.name = f"{route.method} {route.path}"
             error = str(answer.status) if answer.status >= 500 else ""
             span.end(error, ("http.response.status_code", answer.status))
 

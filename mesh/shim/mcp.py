@@ -29,7 +29,7 @@ from mcp_types import (
     Tool,
     ToolAnnotations,
 )
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mesh import headers as h
 from mesh.access import Access
@@ -40,11 +40,12 @@ from mesh.errors import InvalidInputError, MeshError
 from mesh.questions import encode_question
 from mesh.settings import Settings
 from mesh.shim.app import Envelope
+from mesh.shim.cors import Cors
 from mesh.shim.guard import Guard, may_call
 from mesh.shim.http import send_json
-from mesh.shim.listener import HttpServer
+from mesh.shim.listener import HttpServer, connection_limit
 from mesh.shim.rules import rules_for
-from mesh.shim.server import require_hub_for_keys
+from mesh.shim.server import certificate_of, require_hub_for_keys
 from mesh.shim.status import UNKNOWN_URL, refusal
 from mesh.standing import AgentStanding
 from mesh.version import VERSION
@@ -280,7 +281,9 @@ async def serve_http(
     """Serve `PATH` on a socket that listens, until `stop`; guarded as a door is.
 
     Raises:
-        SettingsError: keys are required, and these credentials cannot read them.
+        SettingsError: keys are required, and these credentials cannot read them; or the certificate
+            that is named is none.
+        BrokerUnreachableError: the connection is closed for good.
     """
     host, port = listener.getsockname()[:2]
     rules = rules_for(settings, [host])
@@ -296,12 +299,25 @@ async def serve_http(
             return
         await manager.handle_request(scope, receive, send)
 
-    guarded = Envelope(Guard(app, rules, Access(connection), ()))
-    async with manager.run():
-        server = HttpServer(guarded, on_started=lambda: on_ready(host, port))
-        serving = asyncio.create_task(server.serve([listener]))
-        ends = {serving, asyncio.create_task(stop.wait())}
-        ends.add(asyncio.create_task(connection.closed.wait()))
-        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        server.should_exit = True
+    guarded: ASGIApp = Guard(app, rules, Access(connection), ())
+    if rules.cors_origins:
+        guarded = Cors(guarded, rules.cors_origins)
+    server = HttpServer(
+        Envelope(guarded),
+        on_started=lambda: on_ready(host, port),
+        max_connections=connection_limit(),
+        certificate=certificate_of(settings),
+    )
+    serving = asyncio.create_task(server.serve([listener]))
+    ends = [asyncio.create_task(one.wait()) for one in (stop, connection.closed)]
+    try:
+        async with manager.run():
+            await asyncio.wait([serving, *ends], return_when=asyncio.FIRST_COMPLETED)
+            server.should_exit = True
+            # Its sessions end with it: clients hold a stream open for as long as they live.
         await serving
+    finally:
+        for task in (*ends, serving):
+            task.cancel()
+    if connection.closed.is_set() and not stop.is_set():
+        raise connection.ending()

@@ -66,7 +66,7 @@ async def serve(
         BrokerUnreachableError: there is no broker, or the connection is closed for good.
         StreamMissingError: the broker has no mesh on it.
     """
-    _certificate(settings)  # Before anything else: it is told at once.
+    certificate_of(settings)  # Before anything else: it is told at once.
     with _listening(settings) as sockets:
         async with open_connection(
             Login.of(settings), name=f"mesh http {settings.node}", patience_s=PATIENCE_S
@@ -117,7 +117,7 @@ async def serve_on(
             create_app(door, rules),
             on_started=lambda: on_ready(ports_of(sockets)),
             max_connections=connection_limit(),
-            certificate=_certificate(settings),
+            certificate=certificate_of(settings),
         )
         if stop is None:
             stop = asyncio.Event()
@@ -128,7 +128,7 @@ async def serve_on(
         raise connection.ending()
 
 
-def _certificate(settings: Settings) -> tuple[Path, Path] | None:
+def certificate_of(settings: Settings) -> tuple[Path, Path] | None:
     """Return the files of the certificate and its key, once they are seen to be some.
 
     Raises:

@@ -105,12 +105,12 @@ async def test_a_restart_is_seen_in_the_trace(own_mesh: OwnMesh, agents: dict[st
     assert {one.parent_id for one in waits} == {call.span_id}
     assert {one.trace_id for one in waits} == {call.trace_id}
     # Both since it was stored; the second one until it came again, which takes the ack wait.
-    assert waits[1].start_ns == waits[0].start_ns
+    assert abs(waits[1].start_ns - waits[0].start_ns) / 1e9 < 0.5
     assert (waits[1].end_ns - waits[0].end_ns) / 1e9 > 8
     assert not collector.named("handle slow")
     handled = only(collector, "handle slow, attempt 2")
     assert handled.attributes["mesh.outcome"] == "answered"
-    assert handled.end_ns <= call.end_ns
+    assert call.start_ns < handled.start_ns < call.end_ns
 
 
 async def test_a_collector_that_is_away_costs_no_call(mesh: Mesh) -> None:

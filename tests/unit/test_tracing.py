@@ -39,6 +39,7 @@ def spans() -> Iterator[list[Ended]]:
         f"00-{'0' * 32}-{SPAN}-01",
         f"00-{TRACE}-{'0' * 16}-01",
         f"00-{TRACE}-{SPAN}-01\r\nx: y",
+        f"00-{TRACE}-{SPAN}-01-more",
         "x" * 10_000,
     ],
 )
@@ -55,6 +56,24 @@ def test_a_traceparent_is_read_and_written() -> None:
         found = SpanContext.read(text)
         assert found == SpanContext(TRACE, SPAN, is_sampled)
         assert found.traceparent == text
+
+
+def test_a_later_version_may_say_more() -> None:
+    """Which is not read, and not passed on."""
+    found = SpanContext.read(f"01-{TRACE}-{SPAN}-01-more-of-it")
+    assert found == SpanContext(TRACE, SPAN)
+    assert found.traceparent == f"00-{TRACE}-{SPAN}-01"
+
+
+def test_a_sampler_that_heeds_no_parent() -> None:
+    """Decides by itself, for every trace."""
+    found: list[Ended] = []
+    tracing.collect_with(found.append, lambda _: False, heeds_parent=False)
+    try:
+        Span.begin("x", Kind.INTERNAL, SpanContext(TRACE, SPAN)).end()
+    finally:
+        tracing.collect_with(None)
+    assert found == []
 
 
 def test_a_trace_that_is_not_told_of_is_not_told_of_below(spans: list[Ended]) -> None:
@@ -80,7 +99,7 @@ def test_what_waits_is_nothing_for_the_garbage_collector(spans: list[Ended]) -> 
     call.stored()
     call.end("failed", "agent_failed")
     headers = h.RequestHeaders(traceparent=call.context.traceparent, call_id="c1")
-    handling = tracing.begin_handling("sun", "agent.sun.inbox", headers, attempt=2, stored_ns=5)
+    handling = tracing.begin_handling("sun", "agent.sun.inbox", headers, attempt=2, waited_s=2.0)
     handling.turn_slow()
     handling.end("failed")
     Span.begin("x", Kind.INTERNAL, None, (("a", 1),)).end()
@@ -103,7 +122,7 @@ def test_the_spans_of_a_call(spans: list[Ended]) -> None:
     """Two of its caller, three of its agent, each below the right one."""
     call = tracing.begin_call("sun", "agent.sun.inbox", 'c"\\1', TRACE)
     headers = h.RequestHeaders(traceparent=call.context.traceparent, call_id='c"\\1')
-    handling = tracing.begin_handling("sun", "agent.sun.inbox", headers, attempt=1, stored_ns=5)
+    handling = tracing.begin_handling("sun", "agent.sun.inbox", headers, attempt=1, waited_s=2.0)
     handling.replying()
     handling.replied()
     handling.end("answered")
@@ -121,8 +140,9 @@ def test_the_spans_of_a_call(spans: list[Ended]) -> None:
         ("reply of sun", handled),
     ):
         assert found[name]["parentSpanId"] == above["spanId"]
-    assert found["wait in agent.sun.inbox"]["startTimeUnixNano"] == "5"
-    assert found["wait in agent.sun.inbox"]["endTimeUnixNano"] == handled["startTimeUnixNano"]
+    wait = found["wait in agent.sun.inbox"]
+    assert wait["endTimeUnixNano"] == handled["startTimeUnixNano"]
+    assert int(wait["endTimeUnixNano"]) - int(wait["startTimeUnixNano"]) == 2_000_000_000
     assert {"key": "mesh.call_id", "value": {"stringValue": 'c"\\1'}} in top["attributes"]
     assert not any("status" in one for one in found.values())
 
@@ -130,7 +150,7 @@ def test_the_spans_of_a_call(spans: list[Ended]) -> None:
 def test_a_wait_is_told_once(spans: list[Ended]) -> None:
     """At once where the work is slow: the process may die before its end."""
     headers = h.RequestHeaders(call_id="c1")
-    handling = tracing.begin_handling("sun", "agent.sun.inbox", headers, attempt=2, stored_ns=5)
+    handling = tracing.begin_handling("sun", "agent.sun.inbox", headers, attempt=2, waited_s=2.0)
     handling.turn_slow()
     handling.turn_slow()
     assert list(told_of(spans)) == ["wait in agent.sun.inbox, attempt 2"]
