@@ -41,6 +41,7 @@ _ID_CHARACTERS: Final = string.ascii_lowercase + string.digits
 _ID_LENGTH: Final = 10
 _SECRET_BYTES: Final = 32
 _TOKEN: Final = re.compile(r"mesh_([a-z0-9]{1,32})_([A-Za-z0-9_-]{20,100})")
+_SEAL: Final = re.compile(r"(([a-z0-9]{1,32})\.([0-9]{1,12}))\.([0-9a-f]{64})")
 _MAX_NAME: Final = 100
 _EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
 _OPERATION: Final = "KV-Operation"
@@ -150,6 +151,32 @@ class Access:
             )
         # Only the holder of the secret learns why.
         return _require_usable(key)
+
+    async def seal(self, key: ApiKey, lifetime_s: float) -> str:
+        """Return what stands for a key that was verified, and is no key: good at the mesh's doors
+        only, for so long, and as long as the key is.
+
+        Raises:
+            BrokerUnreachableError: the doors' secret cannot be read.
+        """
+        until = f"{key.id}.{int(datetime.now(UTC).timestamp() + lifetime_s)}"
+        return f"{until}.{await self._mac(until)}"
+
+    async def verify_seal(self, seal: str) -> ApiKey:
+        """Return the key that a seal stands for. Raises what `verify` raises."""
+        parts = _SEAL.fullmatch(seal)
+        if parts is None or not hmac.compare_digest(await self._mac(parts[1]), parts[4]):
+            raise UnauthenticatedError("this log-in is none of this mesh: log in")
+        if int(parts[3]) < datetime.now(UTC).timestamp():
+            raise UnauthenticatedError("this log-in is over: log in again")
+        key = await self._find(parts[2])
+        if key is None:
+            raise UnauthenticatedError("the key of this log-in is gone: log in with another one")
+        return _require_usable(key)
+
+    async def _mac(self, text: str) -> str:
+        secret = await self.idempotency_secret()
+        return hmac.new(secret, f"login\0{text}".encode(), sha256).hexdigest()
 
     async def verify_again(self, key: ApiKey) -> None:
         """Check that a key that was verified before is still good.

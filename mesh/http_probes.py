@@ -44,8 +44,8 @@ def local_trust(certificate: Path | None) -> ssl.SSLContext | bool:
 class HttpProbes:
     """The tries of one connection test that go over HTTP.
 
-    `authorization` is the header's value with which the router is asked. The limit of a try is
-    kept by whoever awaits it.
+    `shown` are the headers by which the router knows who asks. The limit of a try is kept by
+    whoever awaits it.
     """
 
     def __init__(
@@ -54,13 +54,13 @@ class HttpProbes:
         *,
         router_url: str,
         monitor_url: str,
-        authorization: str,
+        shown: Mapping[str, str],
         limit_s: float,
     ) -> None:
         self._http = http
         self._router_url = router_url
         self._monitor_url = monitor_url
-        self._keys = {"Authorization": authorization} if authorization else {}
+        self._keys = dict(shown)
         self._timeout = {"X-Mesh-Timeout": f"{limit_s + PING_GRACE_S:g}"}
 
     async def router(self, agent: str) -> Outcome:

@@ -49,8 +49,8 @@ class Doors:
     monitor_url: str = ""
     certificate: Path | None = None
     """Of the router, where it speaks HTTPS."""
-    authorization: str = field(default="", repr=False)
-    """The `Authorization` header with which the router is asked."""
+    shown: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    """The headers by which the router knows who asks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class Prober:
             http,
             router_url=doors.router_url,
             monitor_url=doors.monitor_url,
-            authorization=doors.authorization,
+            shown=dict(doors.shown),
             limit_s=limit_s,
         )
         self._heartbeats = _Shared[Heartbeats](partial(read_heartbeats, connection, limit_s))

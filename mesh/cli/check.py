@@ -78,7 +78,7 @@ def _doors(settings: "Settings") -> "Doors":
         certificate=settings.http_cert,
         node=settings.node,
         monitor_url=settings.nats_monitor_url,
-        authorization=f"Bearer {settings.api_key}" if settings.api_key else "",
+        shown=(("Authorization", f"Bearer {settings.api_key}"),) if settings.api_key else (),
     )
 
 

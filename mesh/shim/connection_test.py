@@ -33,8 +33,9 @@ from mesh.probes import (
     ConnectionTest,
     Selection,
 )
+from mesh.shim.cookie import cookie_name, read_cookie
 from mesh.shim.door import Door
-from mesh.shim.guard import require_agent, sees_everybody, token_of
+from mesh.shim.guard import require_agent, sees_everybody, shown_token
 from mesh.shim.http import read_headers, send_json
 from mesh.shim.operations import Answer, Events, Operation, Parameter, Tag
 from mesh.shim.sse import EventStream, event
@@ -97,13 +98,12 @@ class ConnectionTests:
         _require_right(scope, selection)
         # The address on which this request came in: it leads here, whatever the settings say.
         host, port = scope["server"]
-        token = token_of(scope["method"], dict(scope["headers"]))
         doors = Doors(
             router_url=local_url(host, port, scheme=scope["scheme"]),
             certificate=self._door.certificate,
             node=self._door.caller.node,
             monitor_url=self._door.monitor_url,
-            authorization=f"Bearer {token}" if token else "",
+            shown=_shown(scope, host, port),
         )
         async with self._joined(doors, selection) as test:
             with self._door.waiting(receive) as over:
@@ -308,3 +308,15 @@ def _read_limit(text: str | None) -> float:
         f"timeout: {text[:40]!r} cannot be; give seconds from {MIN_LIMIT_S:g} to {MAX_LIMIT_S:g}",
         field="timeout",
     )
+
+
+def _shown(scope: Scope, host: str, port: int) -> tuple[tuple[str, str], ...]:
+    """Return the headers by which this door knows who asks, for a request that we make to it."""
+    headers = dict(scope["headers"])
+    if token := shown_token(headers):
+        return (("Authorization", f"Bearer {token}"),)
+    if seal := read_cookie(headers):
+        own = local_url(host, port, scheme=scope["scheme"])
+        name = cookie_name(f":{port}".encode())
+        return (("cookie", f"{name}={seal}"), ("origin", own))
+    return ()

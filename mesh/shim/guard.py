@@ -29,6 +29,7 @@ from mesh.shim.status import (
 from schemas.access import ApiKey
 
 _KEY: Final = "mesh.key"
+_DOUBT: Final = "mesh.key_doubt"
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _JSON: Final = b"application/json"
 _HOSTS_KEPT: Final = 256
@@ -69,6 +70,17 @@ def sees_everybody(scope: Scope) -> bool:
     """Tell whether a request's key is good for all agents, so that no list needs a look at it."""
     key = key_of(scope)
     return key is None or not key.agents
+
+
+def require_certainty(scope: Scope) -> None:
+    """Check that whoever is a stranger here is one, and not somebody whose key cannot be read now.
+
+    Raises:
+        MeshError: what came in between.
+    """
+    doubt: MeshError | None = scope.get(_DOUBT)
+    if doubt is not None:
+        raise doubt
 
 
 def require_agent(scope: Scope, agent: str) -> None:
@@ -166,16 +178,24 @@ class Guard:
         path = scope["path"]
         is_open = path in self._open_paths or path.startswith(self._open_prefixes)
         scope[_KEY] = None
-        token = token_of(scope["method"], headers)
-        if is_open and not token:
+        token, seal = shown_token(headers), ""
+        if not token:
+            seal = kept_seal(scope["method"], headers)
+        if is_open and not (token or seal):
             return None
         try:
-            scope[_KEY] = await self._verified(token)
-        except MeshError as error:
+            scope[_KEY] = await self._verified(token, seal)
+        except UnauthenticatedError as error:
             return None if is_open else failure(error)
+        except MeshError as error:
+            if not is_open:
+                return failure(error)
+            scope[_DOUBT] = error
         return None
 
-    async def _verified(self, token: str) -> ApiKey:
+    async def _verified(self, token: str, seal: str) -> ApiKey:
+        if seal:
+            return await self._access.verify_seal(seal)
         if not token:
             raise UnauthenticatedError(
                 "an API key is required: send 'Authorization: Bearer mesh_…'; "
@@ -213,13 +233,8 @@ def shown_token(headers: Headers) -> str:
     return token.strip().decode("latin-1")
 
 
-def token_of(method: str, headers: Headers) -> str:
-    """Return the API key of a request: shown by a client, or kept by a browser."""
-    return shown_token(headers) or _kept_token(method, headers)
-
-
-def _kept_token(method: str, headers: Headers) -> str:
-    """Return what a browser has kept as its key: a change counts from our own pages only."""
+def kept_seal(method: str, headers: Headers) -> str:
+    """Return what a browser has kept of its log-in: a change counts from our own pages only."""
     if method not in _SAFE_METHODS:
         origin = headers.get(b"origin", b"")
         if not is_own_origin(origin, headers.get(b"host", b"")):

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 import httpx2
 import pytest
 
-from mesh.access import Access, IssuedKey
-from mesh.connection import Connection
+from mesh.access import STALE_S, Access, IssuedKey
+from mesh.connection import Connection, open_connection
 from mesh.directory import Directory
 from mesh.shim.rules import Rules
 from tests.conftest import Running
@@ -124,7 +124,7 @@ async def test_nobody_is_led_elsewhere(
     assert answer.status_code == 303
     there = httpx2.URL(str(http.base_url)).join("/login").join(answer.headers["location"])
     assert (there.scheme, there.host) == ("http", "127.0.0.1")
-    assert answer.headers.get_list("set-cookie")[0].startswith("mesh_key")
+    assert answer.headers.get_list("set-cookie")[0].startswith("mesh_login")
     assert len(answer.headers.get_list("set-cookie")) == 1
 
 
@@ -198,8 +198,79 @@ async def test_a_log_in_through_tls_stays_there(
     """A proxy that ends TLS before us passes the host on, and the browser says its origin."""
     said = {"host": "mesh.example", "origin": "https://mesh.example"}
     kept = (await log_in(http, issued.token, **said)).headers["set-cookie"]
-    assert kept.startswith(f"mesh_key={issued.token}; ")
+    assert kept.startswith(f"mesh_login={issued.key.id}.")
     assert kept.endswith("; Secure")
+
+
+async def test_what_is_kept_is_no_key(
+    http: httpx2.AsyncClient, connection: Connection, issued: IssuedKey
+) -> None:
+    """Nor can it be made, or made to last: another server of the host may see it."""
+    kept = (await log_in(http, issued.token)).headers["set-cookie"]
+    name, _, seal = kept.partition(";")[0].partition("=")
+    secret = issued.token.rpartition("_")[2]
+    assert secret not in kept
+    async with httpx2.AsyncClient(base_url=str(http.base_url)) as stranger:
+        for shown in (f"Bearer {seal}", f"Bearer mesh_{issued.key.id}_{seal}"):
+            answer = await stranger.get("/v1/models", headers={"authorization": shown})
+            assert answer.status_code == 401
+        key_id, until, mac = seal.split(".")
+        other = await Access(connection).create("other")
+        for forged in (
+            f"{other.key.id}.{until}.{mac}",
+            f"{key_id}.{int(until) + 1}.{mac}",
+            f"{key_id}.{until}.{'0' * 64}",
+            f"{key_id}.{until}",
+            "x" * 5_000,
+        ):
+            answer = await stranger.get("/v1/models", headers={"cookie": f"{name}={forged}"})
+            assert answer.status_code == 401
+        good = await stranger.get("/v1/models", headers={"cookie": f"{name}={seal}"})
+        assert good.status_code == 200
+        over = await Access(connection).seal(issued.key, -1)
+        answer = await stranger.get("/v1/models", headers={"cookie": f"{name}={over}"})
+        assert answer.status_code == 401
+
+
+@pytest.mark.parametrize(
+    "odd", ['prefs={"x":1}', "x=a b", "bad[name]=1", "u=J\xf6rg", "no_equals", "=", ";;", "a=b=c"]
+)
+async def test_cookies_of_others_do_no_harm(
+    http: httpx2.AsyncClient, issued: IssuedKey, odd: str
+) -> None:
+    """Whatever another server of the same host has set."""
+    kept = (await log_in(http, issued.token)).headers["set-cookie"].partition(";")[0]
+    async with httpx2.AsyncClient(base_url=str(http.base_url)) as browser:
+        for cookies in (f"{odd}; {kept}", f"{kept}; {odd}"):
+            answer = await browser.get("/", headers=[(b"cookie", cookies.encode("latin-1"))])
+            assert answer.status_code == 200
+
+
+async def test_a_broker_that_is_away_logs_nobody_out(
+    connection: Connection, directory: Directory, issued: IssuedKey
+) -> None:
+    """The page says what is the matter, and not that the key is bad."""
+    async with (
+        open_connection(connection_url(connection), name="own door") as own,
+        serving(own, directory, RULES) as url,
+        httpx2.AsyncClient(base_url=url) as http,
+    ):
+        await log_in(http, issued.token)
+        assert (await http.get("/")).status_code == 200
+        await own.client.close()
+        await asyncio.sleep(STALE_S)
+        answer = await http.get("/")
+        assert answer.status_code == 503
+        assert "Log in" not in answer.text
+        live = await http.get("/", headers={"accept": "text/event-stream"})
+        assert live.status_code == 503
+
+
+def connection_url(connection: Connection) -> str:
+    """Return where a connection goes."""
+    url = connection.client.connected_url
+    assert url is not None
+    return str(url.geturl())
 
 
 async def test_doors_of_one_machine_do_not_log_each_other_out(

@@ -1,8 +1,8 @@
 """Logging in: pages are for whoever has an API key, where the door requires one.
 
-Who opens a page without a key is asked for it in its place, and comes back to it. The key is kept
-by the browser (`mesh.shim.cookie`); nothing about it is remembered here, so a log-in counts at
-every door that is reached by the same name, and ends when the key does.
+Who opens a page without a key is asked for it in its place, and comes back to it. The browser keeps
+what stands for the key (`mesh.shim.cookie`); nothing about it is remembered here, so a log-in
+counts at every door that is reached by the same name, and ends when the key does.
 """
 
 from typing import Final
@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from mesh.access import Access
 from mesh.errors import InvalidInputError, UnauthenticatedError
-from mesh.shim.cookie import make_cookie, read_cookie
+from mesh.shim.cookie import LIFETIME_S, make_cookie, read_cookie
 from mesh.shim.http import read_body, send_body
 from mesh.shim.operations import Operation, Tag
 from mesh.shim.pages import Pages, root_of
@@ -66,11 +66,12 @@ class Login:
         form = _read_form(await read_body(scope, receive, LIMIT_BYTES))
         token, page = form.get("key", "").strip(), form.get("page", "")
         try:
-            await self._access.verify(token)
+            key = await self._access.verify(token)
         except UnauthenticatedError as error:
             await ask_for_key(self._pages, scope, send, message=error.message, page=page)
             return
-        kept = make_cookie(dict(scope["headers"]), token)
+        seal = await self._access.seal(key, LIFETIME_S)
+        kept = make_cookie(dict(scope["headers"]), seal)
         await _go(send, _own_address(page), kept)
 
 

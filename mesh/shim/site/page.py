@@ -16,7 +16,13 @@ from mesh.errors import (
 )
 from mesh.shim.connection_test import ConnectionTests
 from mesh.shim.door import Door
-from mesh.shim.guard import is_logged_in, is_stranger, key_of, may_call
+from mesh.shim.guard import (
+    is_logged_in,
+    is_stranger,
+    key_of,
+    may_call,
+    require_certainty,
+)
 from mesh.shim.http import base_url, read_headers
 from mesh.shim.operations import Operation, Tag
 from mesh.shim.pages import Pages, root_of
@@ -103,6 +109,13 @@ class Page:
         """Answer one request."""
         is_live = _EVENTS in read_headers(scope).get("accept", "")
         if is_stranger(scope):
+            try:
+                require_certainty(scope)
+            except MeshError as error:
+                if is_live:
+                    raise
+                await self._refuse(scope, send, error)
+                return
             if is_live:
                 raise UnauthenticatedError("an API key is required: log in at /login")
             await ask_for_key(self._site.pages, scope, send)
