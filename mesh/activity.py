@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final
@@ -46,6 +46,10 @@ MAX_HELD: Final = 10_000
 """Messages that are heard and not yet shown; a reader that is slower misses some."""
 PULL: Final = 500
 PULL_WAIT_S: Final = 2.0
+
+
+Heard = tuple[Msg, int]
+"""A message, and when it was heard, in nanoseconds."""
 
 
 class What(StrEnum):
@@ -98,6 +102,8 @@ class Fact:
     """From the storing of a request to the end of its call."""
     instance: str = ""
     body: bytes = b""
+    place: tuple[str, int] = ("", 0)
+    """Its stream and its number there, where that is known."""
 
 
 def read_fact(subject: str, headers: Mapping[str, str], body: bytes, at_ns: int) -> Fact | None:
@@ -208,10 +214,10 @@ async def listening(connection: Connection) -> AsyncIterator[AsyncIterator[Fact]
 
     Raises:
         NotPermittedError: a machine that has joined sees no calls of others.
-        BrokerUnreachableError: it cannot be listened to.
+        BrokerUnreachableError: it cannot be listened to, or the connection is closed for good.
     """
     require_hub(connection)
-    heard: asyncio.Queue[tuple[Msg, int]] = asyncio.Queue(MAX_HELD)
+    heard: asyncio.Queue[Heard] = asyncio.Queue(MAX_HELD)
     missed = 0
 
     async def on_message(message: Msg) -> None:
@@ -224,7 +230,7 @@ async def listening(connection: Connection) -> AsyncIterator[AsyncIterator[Fact]
     async def facts() -> AsyncIterator[Fact]:
         nonlocal missed
         while True:
-            message, heard_ns = await heard.get()
+            message, heard_ns = await _next(connection, heard)
             if missed and heard.empty():
                 logger.warning(
                     "%d messages came faster than they were taken, and are left out", missed
@@ -233,7 +239,7 @@ async def listening(connection: Connection) -> AsyncIterator[AsyncIterator[Fact]
             headers = message.headers or {}
             at_ns = stored_ns(headers) or heard_ns
             if (fact := read_fact(message.subject, headers, message.data, at_ns)) is not None:
-                yield fact
+                yield replace(fact, place=_place(headers))
 
     async with AsyncExitStack() as stack:
         try:
@@ -244,6 +250,26 @@ async def listening(connection: Connection) -> AsyncIterator[AsyncIterator[Fact]
         except nats.errors.Error as error:
             raise BrokerUnreachableError(f"cannot listen: {error}") from error
         yield facts()
+
+
+async def _next(connection: Connection, heard: "asyncio.Queue[Heard]") -> Heard:
+    """Return what is heard next. Raises why nothing will be any more, when that is so."""
+    if not heard.empty():
+        return heard.get_nowait()
+    waiting = asyncio.create_task(heard.get())
+    closing = asyncio.create_task(connection.closed.wait())
+    try:
+        await asyncio.wait({waiting, closing}, return_when=asyncio.FIRST_COMPLETED)
+        if waiting.done():
+            return waiting.result()
+        raise connection.ending()
+    finally:
+        waiting.cancel()
+        closing.cancel()
+
+
+def _place(headers: Mapping[str, str]) -> tuple[str, int]:
+    return headers.get(h.STREAM, ""), h.number(headers.get(h.SEQUENCE)) or 0
 
 
 async def _unsubscribe(subscription: Subscription) -> None:
@@ -303,7 +329,7 @@ async def _tape(connection: Connection, stream: str, since: datetime) -> AsyncIt
                 at_ns = int(message.metadata.timestamp.timestamp() * 1e9)
                 headers = message.headers or {}
                 if (fact := read_fact(message.subject, headers, message.data, at_ns)) is not None:
-                    yield fact
+                    yield replace(fact, place=(stream, message.metadata.sequence.stream))
         await puller.unsubscribe()
     except (nats.errors.Error, APIError) as error:
         raise BrokerUnreachableError(f"cannot read {stream}: {error}") from error

@@ -7,6 +7,7 @@ expired.
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
@@ -14,7 +15,7 @@ from typing import Final
 import nats.errors
 from nats.aio.msg import Msg
 
-from mesh import codec, subjects
+from mesh import codec, metrics, subjects
 from mesh import headers as h
 from mesh.background import BackgroundTasks
 from mesh.calls import Call, StoredCall
@@ -38,12 +39,17 @@ LOOK_S: Final = 2.0
 
 @asynccontextmanager
 async def follow_call(
-    connection: Connection, stored: StoredCall, *, has_seen_chunks: bool = False
+    connection: Connection,
+    stored: StoredCall,
+    *,
+    has_seen_chunks: bool = False,
+    is_counted: bool = False,
 ) -> AsyncIterator[Call]:
     """Give a call that receives all frames of `stored`, from the first one.
 
     A reader that has seen nothing gets the newest attempt alone. One that has seen chunks must
-    not be shown another attempt's: it gets a `StreamRestartedError` when there is one.
+    not be shown another attempt's: it gets a `StreamRestartedError` when there is one. Counted is
+    the wait of a call's own caller, if it sees the end.
 
     Raises:
         BrokerUnreachableError: what is stored cannot be read.
@@ -51,10 +57,13 @@ async def follow_call(
     call = Call(stored.id, stored.agent, stored.reply_subject, h.MAX_TIMEOUT_S)
     call.stored(stored.sequence)
     follower = _Follower(connection, call, shows_all=has_seen_chunks)
+    began = time.monotonic()
     async with follower.following():
         try:
             yield call
         finally:
+            if is_counted and call.is_done:
+                metrics.called(call.agent, call.state.value, time.monotonic() - began)
             call.fail(BrokerUnreachableError("nobody follows this call any more"))
 
 

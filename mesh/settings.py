@@ -28,6 +28,7 @@ HEARTBEATS_TO_OFFLINE: Final = 3
 EVERY_ADDRESS: Final = ("0.0.0.0", "::")
 
 KNOWN_VARIABLES: Final = {
+    "MESH_HTTP_PUBLIC_URL": "address by which clients reach the HTTP door, behind a proxy",
     "MESH_LOG_FORMAT": "'text', or 'json' for one JSON object a line",
     "MESH_METRICS_PORT": "port where this process tells its metrics, if it is no door; 0: nowhere",
     "MESH_METRICS_HOST": "address that it does so on",
@@ -109,6 +110,8 @@ class Settings:
     http_cors_origins: tuple[str, ...] = ()
     matrix_url: str = ""
     """The homeserver that people's presence is passed on to; empty: none."""
+    http_public_url: str = ""
+    """By which address clients reach the door behind a proxy; empty: by the one that they name."""
     log_format: str = "text"
     metrics_host: str = "127.0.0.1"
     metrics_port: int = 0
@@ -182,6 +185,7 @@ class Settings:
             http_allowed_hosts=read.several("MESH_HTTP_ALLOWED_HOSTS", _HOST_NAME, _HOST_EXAMPLE),
             http_cors_origins=read.several("MESH_HTTP_CORS_ORIGINS", _ORIGIN, _ORIGIN_EXAMPLE),
             matrix_url=read.http_url("MESH_MATRIX_URL", ""),
+            http_public_url=read.http_url("MESH_HTTP_PUBLIC_URL", ""),
             log_format=read.one_of("MESH_LOG_FORMAT", ("text", "json")),
             metrics_host=environ.get("MESH_METRICS_HOST", "") or "127.0.0.1",
             metrics_port=read.integer("MESH_METRICS_PORT", 0, minimum=0, maximum=65_535),

@@ -44,6 +44,7 @@ async def serving(
     send_buffer_bytes: int | None = None,
     people: People | None = None,
     matrix: MatrixBridge | None = None,
+    public_url: str = "",
 ) -> AsyncIterator[str]:
     """Answer HTTP on a free port, by a connection that is open; gives the base URL.
 
@@ -59,6 +60,7 @@ async def serving(
             pace=pace,
             people=people,
             matrix=matrix,
+            public_url=public_url,
         )
         app = create_app(door, rules)
         server = HttpServer(app, patience=patience, max_connections=max_connections)

@@ -1,6 +1,6 @@
 """`mesh tail`: calls and the registry, as they happen."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -76,21 +76,35 @@ async def _tail(wanted: Wanted, since: str, follow: bool) -> None:
 
 
 async def _facts(connection: "Connection", since_s: float, follow: bool) -> "AsyncIterator[Fact]":
-    from mesh.activity import What, listening, replay
+    from mesh.activity import listening, replay
 
     async with AsyncExitStack() as stack:
         # Listened first, then read: nothing falls between.
         live = await stack.enter_async_context(listening(connection)) if follow else None
+        seen: dict[str, int] = {}
         last_ns = 0
         if since_s:
             async for fact in replay(connection, since_s):
-                last_ns = fact.at_ns
+                stream, number = fact.place
+                seen[stream] = max(number, seen.get(stream, 0))
+                last_ns = max(fact.at_ns, last_ns)
                 yield fact
         if live is not None:
             async for fact in live:
-                # Of a request only its sender's moment is known.
-                if fact.at_ns > last_ns or fact.what is What.ASKED:
+                if not _is_seen(fact, seen, last_ns):
                     yield fact
+
+
+def _is_seen(fact: "Fact", seen: Mapping[str, int], last_ns: int) -> bool:
+    """Tell whether what is heard was among what was read before."""
+    from mesh.activity import What
+
+    stream, number = fact.place
+    if stream in seen:
+        return number <= seen[stream]
+    # What the registry has told is read again from another stream, which copies it; and of events
+    # and dead letters, which nobody republishes, and of requests only the moment is known.
+    return fact.what is not What.ASKED and fact.at_ns <= last_ns
 
 
 def _line(fact: "Fact", wanted: Wanted) -> str:

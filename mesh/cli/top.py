@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -104,7 +105,12 @@ async def _top(interval_s: float, looks: int, limit: int, is_live: bool, as_json
         async with Traffic(connection).watching() as log:
             show = _show_live if is_live else _show_plain
             for _ in _looks(looks):
-                await asyncio.sleep(interval_s)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(interval_s):
+                        await connection.closed.wait()
+                    raise connection.ending()
+                if not connection.client.is_connected:
+                    typer.echo("the broker is away: this is how it was", err=True)
                 lines = list(_lines(directory, log))[:limit]
                 if as_json:
                     print_json([one.facts for one in lines])

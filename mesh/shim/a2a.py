@@ -13,11 +13,18 @@ from typing import Any, Final
 
 from starlette.types import Receive, Scope, Send
 
-from mesh import codec
+from mesh import codec, log_lines
 from mesh import headers as h
 from mesh.calls import Call, CallState, StoredCall
 from mesh.completions import read_delta, read_reply
-from mesh.errors import CallNotFoundError, InvalidInputError, MeshError, RegistryError
+from mesh.errors import (
+    CallNotFoundError,
+    InvalidInputError,
+    KeyReusedError,
+    MeshError,
+    NotAllowedError,
+    RegistryError,
+)
 from mesh.followers import follow_call
 from mesh.frames import Frame
 from mesh.ledger import CallRecord, read_record
@@ -68,6 +75,15 @@ _STATES: Final = {
     CallState.DEAD: "TASK_STATE_FAILED",
     CallState.CANCELLED: "TASK_STATE_CANCELED",
 }
+_REASONS: Final = {
+    TASK_NOT_FOUND: "TASK_NOT_FOUND",
+    TASK_NOT_CANCELABLE: "TASK_NOT_CANCELABLE",
+    NO_PUSH: "PUSH_NOTIFICATION_NOT_SUPPORTED",
+    UNSUPPORTED: "UNSUPPORTED_OPERATION",
+    CONTENT_TYPE: "CONTENT_TYPE_NOT_SUPPORTED",
+    NO_EXTENDED_CARD: "EXTENDED_AGENT_CARD_NOT_CONFIGURED",
+    WRONG_VERSION: "VERSION_NOT_SUPPORTED",
+}
 _REFUSED: Final = {
     "ListTasks": (UNSUPPORTED, "tasks are not listed: who knows a task's id may look at it"),
     "GetExtendedAgentCard": (NO_EXTENDED_CARD, "there is one card, and it is whole"),
@@ -113,7 +129,7 @@ class AgentCards:
             "version": card.version or "1.0.0",
             "supportedInterfaces": [
                 {
-                    "url": f"{base_url(scope)}/a2a/{agent}",
+                    "url": f"{self._door.public_url or base_url(scope)}/a2a/{agent}",
                     "protocolBinding": "JSONRPC",
                     "protocolVersion": VERSION,
                 }
@@ -167,7 +183,7 @@ class A2A:
         is_detached = params.configuration.returnImmediately
         stored = await self._begin(exchange, params.message, is_detached=is_detached)
         if not is_detached:
-            async with follow_call(self._door.connection, stored) as call:
+            async with follow_call(self._door.connection, stored, is_counted=True) as call:
                 with self._door.waiting(exchange.receive) as over:
                     try:
                         await beside(over, call.result())
@@ -180,7 +196,7 @@ class A2A:
     async def _stream(self, exchange: "_Exchange") -> None:
         params = codec.validate(SendParams, exchange.request.params)
         stored = await self._begin(exchange, params.message, is_detached=False)
-        await self._relay(exchange, stored, params.message.contextId)
+        await self._relay(exchange, stored, params.message.contextId, is_counted=True)
 
     async def _get(self, exchange: "_Exchange") -> None:
         record = await self._find(exchange)
@@ -215,6 +231,7 @@ class A2A:
         agent, body = exchange.agent, _question(exchange.agent, message)
         key = f"a2a/{agent}/{message.messageId}"
         call_id = await call_id_of(self._door, owner_of(exchange.scope), key)
+        log_lines.work_on(call_id, "")
         known = await find_call(self._door, call_id, Target(agent, None), body)
         if known is not None:
             return known
@@ -233,9 +250,16 @@ class A2A:
             raise RpcError(TASK_NOT_FOUND, f"there is no task {params.id[:64]!r} of this agent")
         return record
 
-    async def _relay(self, exchange: "_Exchange", stored: StoredCall, context_id: str) -> None:
+    async def _relay(
+        self,
+        exchange: "_Exchange",
+        stored: StoredCall,
+        context_id: str,
+        *,
+        is_counted: bool = False,
+    ) -> None:
         stream = EventStream(exchange.send, {}, pace=self._door.pace)
-        async with follow_call(self._door.connection, stored) as call:
+        async with follow_call(self._door.connection, stored, is_counted=is_counted) as call:
             with self._door.waiting(exchange.receive) as over:
                 try:
                     await beside(over, stream.relay(exchange.events(_updates(call, context_id))))
@@ -257,9 +281,6 @@ class _Exchange:
 
     async def read(self, limit_bytes: int) -> None:
         """Read it. Raises `RpcError`, and what `read_body` raises."""
-        version = read_headers(self.scope).get(VERSION_HEADER, VERSION)
-        if version.split(".")[:2] != VERSION.split("."):
-            raise RpcError(WRONG_VERSION, f"this is A2A {VERSION}, and not {version[:20]!r}")
         body = await read_body(self.scope, self.receive, limit_bytes)
         try:
             value = codec.loads(body)
@@ -269,6 +290,11 @@ class _Exchange:
             self.request = codec.validate(RpcRequest, value)
         except InvalidInputError as error:
             raise RpcError(INVALID_REQUEST, error.message) from None
+        # A2A 1.0, 3.6.2: none is 0.3, whose bodies are others.
+        version = read_headers(self.scope).get(VERSION_HEADER, "") or "0.3"
+        if version.split(".")[:2] != VERSION.split("."):
+            told = f"this is A2A {VERSION}, and not {version[:20]!r}: send 'A2A-Version: {VERSION}'"
+            raise RpcError(WRONG_VERSION, told)
 
     async def answer(self, result: Mapping[str, Any]) -> None:
         """Send the result."""
@@ -281,14 +307,12 @@ class _Exchange:
     def failure(self, error: RpcError) -> bytes:
         """Encode why there is no result."""
         told: dict[str, Any] = {"code": error.code, "message": error.message}
-        if error.reason:
-            told["data"] = [
-                {
-                    "@type": "type.googleapis.com/google.rpc.ErrorInfo",
-                    "reason": error.reason.upper(),
-                    "domain": "mesh",
-                }
-            ]
+        reason, domain = error.reason, "mesh"
+        if not reason and error.code in _REASONS:
+            reason, domain = _REASONS[error.code], "a2a-protocol.org"
+        if reason:
+            kind = "type.googleapis.com/google.rpc.ErrorInfo"
+            told["data"] = [{"@type": kind, "reason": reason.upper(), "domain": domain}]
         return self._enveloped({"error": told})
 
     async def events(
@@ -371,6 +395,8 @@ def _question(agent: str, message: Message) -> bytes:
 
 
 def _as_rpc(error: MeshError) -> RpcError:
-    is_theirs = isinstance(error, InvalidInputError | RegistryError)
+    is_theirs = isinstance(
+        error, InvalidInputError | RegistryError | KeyReusedError | NotAllowedError
+    )
     code = INVALID_PARAMS if is_theirs else INTERNAL
     return RpcError(code, error.message, error.code)

@@ -36,6 +36,7 @@ class Door:
         pace: Pace = PACE,
         people: People | None = None,
         matrix: MatrixBridge | None = None,
+        public_url: str = "",
     ) -> None:
         self.client = client
         self.connection = connection
@@ -47,6 +48,8 @@ class Door:
         """Who of the people is there."""
         self.matrix = matrix
         """The way to a homeserver; None where none is named."""
+        self.public_url = public_url.rstrip("/")
+        """By which address clients reach it; empty: by the one that they name."""
         self.pace = pace
         """Of streamed answers."""
         self.monitor_url = monitor_url

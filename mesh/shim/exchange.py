@@ -89,7 +89,7 @@ class Exchange:
             return
         if asked.terms.key:
             stored = await self._store(asked)
-            async with follow_call(self._door.connection, stored) as call:
+            async with follow_call(self._door.connection, stored, is_counted=True) as call:
                 await self._serve(call, asked, dialect, receive, send)
             return
         call = await self._door.client.start(

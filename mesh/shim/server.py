@@ -108,6 +108,7 @@ async def serve_on(
             certificate=settings.http_cert,
             people=people,
             matrix=matrix,
+            public_url=settings.http_public_url,
         )
         rules = rules_for(settings, [one.getsockname()[0] for one in sockets])
         if rules.requires_keys:

@@ -23,7 +23,6 @@ from a2a.types import (
 )
 from a2a.utils.errors import (
     ContentTypeNotSupportedError,
-    InternalError,
     InvalidParamsError,
     TaskNotCancelableError,
     TaskNotFoundError,
@@ -96,6 +95,20 @@ async def test_a_card_tells_how_to_speak(
         assert missing.status_code == 404
 
 
+async def test_a_card_behind_a_proxy(
+    connection: Connection, directory: Directory, running: Running, agent_id: str
+) -> None:
+    """Names the address by which clients reach the door: a key must not go in the clear."""
+    public = "https://mesh.example.org/below"
+    async with (
+        online(running, directory, replier(agent_id)),
+        serving(connection, directory, public_url=f"{public}/") as url,
+        httpx2.AsyncClient(base_url=url) as http,
+    ):
+        card = (await http.get(f"/a2a/{agent_id}/.well-known/agent-card.json")).json()
+    assert card["supportedInterfaces"][0]["url"] == f"{public}/a2a/{agent_id}"
+
+
 async def test_send_and_get(
     door: str, running: Running, directory: Directory, agent_id: str
 ) -> None:
@@ -129,7 +142,7 @@ async def test_a_message_that_comes_twice_is_asked_once(
         assert (first.id, text_of(first)) == (second.id, text_of(second))
         assert asked == ["hello"]
         request.message.parts[0].text = "something else"
-        with pytest.raises(InternalError, match="another request"):
+        with pytest.raises(InvalidParamsError, match="another request"):
             await task_of(client, request)
 
 
@@ -287,6 +300,7 @@ async def test_what_cannot_be_is_refused(
         (b'{"jsonrpc":"2.0","id":1,"method":"GetExtendedAgentCard"}', {}, -32007),
         (b'{"jsonrpc":"2.0","id":1,"method":"CreateTaskPushNotificationConfig"}', {}, -32003),
         (b'{"jsonrpc":"2.0","id":1,"method":"GetTask"}', {"a2a-version": "0.3"}, -32009),
+        (b'{"jsonrpc":"2.0","id":1,"method":"GetTask"}', {"a2a-version": ""}, -32009),
         (b'{"jsonrpc":"2.0","id":1,"method":"GetTask"}', {"a2a-version": "x" * 300}, -32009),
     ],
 )
@@ -301,20 +315,23 @@ async def test_requests_that_are_none(
 ) -> None:
     """Have the codes of JSON-RPC and of A2A, and the id of what they answer."""
     async with online(running, directory, replier(agent_id)), httpx2.AsyncClient() as http:
-        said = {"content-type": "application/json", **headers}
+        said = {"content-type": "application/json", "a2a-version": "1.0", **headers}
         answer = await http.post(f"{door}/a2a/{agent_id}", content=body, headers=said)
     assert answer.status_code == 200
     told = answer.json()
     assert told["error"]["code"] == code
     assert told["error"]["message"]
-    assert told["id"] == (1 if code not in (-32700, -32600, -32009) else None)
+    assert told["id"] == (1 if code not in (-32700, -32600) else None)
+    if code <= -32001 and code > -32100:
+        assert told["error"]["data"][0]["domain"] == "a2a-protocol.org"
 
 
 async def test_an_agent_that_nobody_knows(door: str) -> None:
     """Is told as the mesh tells it."""
     async with httpx2.AsyncClient() as http:
         body = {"jsonrpc": "2.0", "id": 7, "method": "SendMessage", "params": {}}
-        answer = await http.post(f"{door}/a2a/nobody-at-all", json=body)
+        said = {"a2a-version": "1.0"}
+        answer = await http.post(f"{door}/a2a/nobody-at-all", json=body, headers=said)
     error = answer.json()["error"]
     assert error["code"] == -32602
     assert "no agent 'nobody-at-all'" in error["message"]
@@ -340,7 +357,7 @@ async def test_keys_guard_it(
             body = {**rpc, "params": {"message": message}}
             ids = []
             for issued in (mine, mine, theirs):
-                shown = {"authorization": f"Bearer {issued.token}"}
+                shown = {"authorization": f"Bearer {issued.token}", "a2a-version": "1.0"}
                 card = (await http.get(f"{path}/.well-known/agent-card.json", headers=shown)).json()
                 assert (
                     card["securitySchemes"]["key"]["httpAuthSecurityScheme"]["scheme"] == "Bearer"
@@ -348,6 +365,6 @@ async def test_keys_guard_it(
                 told = (await http.post(path, json=body, headers=shown)).json()
                 ids.append(told["result"]["task"]["id"])
             assert ids[0] == ids[1] != ids[2]
-            shown = {"authorization": f"Bearer {foreign.token}"}
+            shown = {"authorization": f"Bearer {foreign.token}", "a2a-version": "1.0"}
             refused = (await http.post(path, json=body, headers=shown)).json()
             assert refused["error"]["data"][0]["reason"] == "NOT_ALLOWED"

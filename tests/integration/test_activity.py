@@ -2,8 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 import pytest
+from nats.aio.client import Client
 
 from mesh import Agent, CallContext, ChatRequest
 from mesh.activity import Fact, What, listening, replay
@@ -91,3 +93,21 @@ async def test_who_is_slow_is_told_that_something_is_missing(
         await client.ask(agent_id, "hello")
         await anext(facts)
     assert "came faster than they were taken" in caplog.text
+
+
+async def test_much_is_read_again(connection: Connection, bare: Client, agent_id: str) -> None:
+    """All of it, in order: a consumer may hold no more than a thousand unacknowledged."""
+    stream = bare.jetstream(publish_async_max_pending=2_000)
+    sent = [
+        await stream.publish_async(f"agent.{agent_id}.event.tick", str(number).encode())
+        for number in range(1_500)
+    ]
+    await asyncio.gather(*sent)
+    found = [one async for one in replay(connection, 60) if one.agent == agent_id]
+    assert [int(one.body) for one in found] == list(range(1_500))
+
+
+async def test_since_the_beginning_of_time(connection: Connection) -> None:
+    """Is no error."""
+    async with aclosing(replay(connection, 10.0**11)) as facts:  # type: ignore[type-var]
+        await anext(facts)

@@ -67,7 +67,9 @@ class Site:
         query = Query.read(scope, parameters).values
         return Reader(
             root=root_of(scope),
-            address=Address(base_url(scope), self._nats_url(), self._needs_key),
+            address=Address(
+                self.door.public_url or base_url(scope), self._nats_url(), self._needs_key
+            ),
             key=key.id if key is not None and key.agents else "",
             query=tuple(sorted((name, value) for name, value in query.items() if value)),
         )
