@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import signal
+import ssl
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,11 @@ import httpx2
 import pytest
 from mcp import Client
 from mcp.client.stdio import StdioServerParameters
+from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
 
+from mesh.settings import authority, server_certificate
+from mesh.trust.certificates import write_server_certificate
 from tests.acceptance.conftest import Mesh, OwnMesh
 from tests.conftest import until
 
@@ -167,14 +172,55 @@ async def test_over_http(own_mesh: OwnMesh, tmp_path: Path) -> None:
             async with httpx2.AsyncClient() as http:
                 assert (await http.post(url, json={})).status_code == 401
             shown = {"authorization": f"Bearer {key['token']}"}
-            async with httpx2.AsyncClient(headers=shown) as http:
-                from mcp.client.streamable_http import streamable_http_client
+            async with (
+                httpx2.AsyncClient(headers=shown) as http,
+                Client(streamable_http_client(url, http_client=http)) as client,
+            ):
+                tools = [tool.name for tool in (await client.list_tools()).tools]
+                assert tools == ["talking"]
+                with pytest.raises(MCPError, match="there is no agent"):
+                    await client.call_tool("slow", {"message": "x"})
 
-                async with Client(streamable_http_client(url, http_client=http)) as client:
-                    tools = [tool.name for tool in (await client.list_tools()).tools]
-                    assert tools == ["talking"]
-                    with pytest.raises(MCPError, match="there is no agent"):
-                        await client.call_tool("slow", {"message": "x"})
+
+async def test_it_stops_while_clients_are_there(own_mesh: OwnMesh, tmp_path: Path) -> None:
+    """At once, with a call that runs and a stream that is open, and without a traceback."""
+    async with (
+        running_agents(own_mesh, tmp_path) as (mesh, _),
+        mesh.start("mcp", "--http", "0") as server,
+    ):
+        url = await server.says(r"MCP at (\S+)\.")
+        client = Client(url, mode="legacy")
+        await client.__aenter__()
+        await client.list_tools()
+        asking = asyncio.create_task(client.call_tool("slow", {"message": "x"}))
+        await asyncio.sleep(0.5)
+        started = asyncio.get_running_loop().time()
+        assert await server.stop(signal.SIGINT) == 0
+        assert asyncio.get_running_loop().time() - started < 8
+        assert "Traceback" not in server.text
+        asking.cancel()
+        with suppress(BaseExceptionGroup, Exception, asyncio.CancelledError):
+            await asking
+        with suppress(BaseExceptionGroup, Exception):
+            await client.__aexit__(None, None, None)
+
+
+async def test_it_speaks_tls_where_the_door_does(mesh: Mesh, tmp_path: Path) -> None:
+    """A key must not go in the clear."""
+    write_server_certificate(tmp_path, ["door.example.org"])
+    certificate = server_certificate(tmp_path)
+    key = certificate.with_suffix(".key")
+    secure = {"MESH_HTTP_CERT": str(certificate), "MESH_HTTP_KEY": str(key)}
+    async with mesh.start("mcp", "--http", "0", **secure) as server:
+        url = await server.says(r"MCP at (https://\S+)\.")
+        trust = ssl.create_default_context(cafile=str(authority(tmp_path)))
+        trust.check_hostname = False
+        async with httpx2.AsyncClient(verify=trust) as http:
+            async with Client(streamable_http_client(url, http_client=http)) as client:
+                result = await client.call_tool("echo", {"message": "hello"})
+                assert text_of(result) == "hello"
+            with pytest.raises(httpx2.HTTPError):
+                await http.get(url.replace("https:", "http:"))
 
 
 async def test_a_new_agent_is_told_of(own_mesh: OwnMesh, tmp_path: Path) -> None:
