@@ -101,8 +101,11 @@ def _know_tls(client: Client) -> None:
     # nats-py 2.16 does not tell asyncio's protocol that it speaks TLS now. At the end of every
     # connection it would warn: "returning true from eof_received() has no effect when using ssl".
     transport = getattr(getattr(client._transport, "_io_writer", None), "transport", None)
-    if transport is not None and transport.get_extra_info("sslcontext") is not None:
-        transport.get_protocol()._over_ssl = True
+    if transport is None or transport.get_extra_info("sslcontext") is None:
+        return
+    # A broker that refuses us may have hung up by now: then there is no protocol any more.
+    if (protocol := transport.get_protocol()) is not None:
+        protocol._over_ssl = True
 
 
 def _require_tls(client: Client, info: dict[str, Any]) -> None:
