@@ -10,7 +10,7 @@ import json
 import sys
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final
 
@@ -25,7 +25,7 @@ from mesh.settings import Settings
 from scripts.benchmarks import calls
 from scripts.benchmarks.calls import Site
 from scripts.benchmarks.figures import Figure, Limit, Row, of_rounds, table
-from scripts.benchmarks.processes import BenchError, python, running
+from scripts.benchmarks.processes import BenchError, Spoken, python, running
 
 PLAIN, COUNTED, TRACED = "plain", "counted", "traced"
 COUNTED_LEAST: Final = 0.95
@@ -77,7 +77,7 @@ async def collector() -> AsyncIterator[str]:
 
 def child(
     kind: str, role: str, *arguments: str, told: str = ""
-) -> "calls.AbstractAsyncContextManager[calls.Spoken]":
+) -> AbstractAsyncContextManager[Spoken]:
     """Run this bench in another process, in another role."""
     environ = {otlp.ENDPOINT: told} if kind == TRACED else {}
     return running(
