@@ -16,6 +16,7 @@ from nats.aio.client import Client
 
 from mesh import metrics
 from mesh.background import BackgroundTasks
+from mesh.dispatch import dispatch
 from mesh.elections import Elections, Hook
 from mesh.errors import BrokerUnreachableError, CredentialsError, MeshError
 from mesh.nats_client import MeshNatsClient
@@ -48,7 +49,7 @@ class Connection:
         self.client = client
         self.credentials = credentials
         """As whom it logged in; None where the broker asks nobody: an open mesh."""
-        _survive_unreadable(client)
+        dispatch(client)
         self.publisher = Publisher(client)
         self.closed = asyncio.Event()
         self._refusals = 0
@@ -133,22 +134,6 @@ class Connection:
 
 _open: set[Client] = set()
 metrics.CONNECTED.set(lambda: sum(one.is_connected for one in tuple(_open)))
-
-
-def _survive_unreadable(client: Client) -> None:
-    """Drop a message that nats-py cannot take apart: a subject or a status that is not UTF-8, a
-    header block without its line end. It would end nats-py 2.16's read loop, and leave the
-    process deaf until its pings are overdue, at every delivery again.
-    """
-    process = client._process_msg
-
-    async def process_or_drop(*parts: Any) -> None:
-        try:
-            await process(*parts)
-        except (IndexError, ValueError) as error:
-            logger.warning("dropped a message that cannot be read: %s", error)
-
-    client._process_msg = process_or_drop  # type: ignore[method-assign,assignment]
 
 
 async def _run_hook(hook: Hook) -> None:

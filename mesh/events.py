@@ -97,7 +97,7 @@ class EventWorker:
                 logger.debug("cannot renew %s: %s", delivery.ack_subject, error)
         await self._pull.tick()
 
-    async def _on_delivery(self, delivery: Delivery) -> None:
+    def _on_delivery(self, delivery: Delivery) -> None:
         self._running[delivery.ack_subject] = delivery
         self._tasks.start(self._work(delivery))
 

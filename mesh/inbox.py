@@ -18,6 +18,7 @@ from mesh import metrics, subjects
 from mesh.background import BackgroundTasks
 from mesh.calls import Call
 from mesh.connection import Connection
+from mesh.dispatch import Prompt
 from mesh.errors import (
     BrokerUnreachableError,
     CallTimeoutError,
@@ -108,7 +109,7 @@ class ReplyInbox:
                 logger.warning("reading the answers that were missed: %s", error)
                 await asyncio.sleep(RETRY_PAUSE_S)
 
-    async def _on_message(self, message: Msg) -> None:
+    def _on_message(self, message: Msg) -> None:
         call_id = message.subject.rsplit(".", 2)[1]
         call = self._calls.get(call_id)
         # Only JetStream's republish counts. A reply subject that somebody names in a request of
@@ -140,7 +141,7 @@ class ReplyInbox:
     async def listening(self) -> AsyncIterator["ReplyInbox"]:
         """Subscribe, until the end."""
         subject = subjects.delivered(self._caller, self._instance)
-        subscription = await self._connection.client.subscribe(subject, cb=self._on_message)
+        subscription = await self._connection.client.subscribe(subject, cb=Prompt(self._on_message))
         self._connection.on_reconnect(self._catch_up_all)
         self._connection.elections.on_leader(REPLY, self._catch_up_all)
         self._tasks.start(self._fail_when_closed())

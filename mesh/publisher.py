@@ -17,6 +17,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from mesh import headers as h
+from mesh.dispatch import Prompt
 from mesh.errors import (
     AckLostError,
     BrokerUnreachableError,
@@ -73,7 +74,7 @@ class Publisher:
         """Subscribe to the acknowledgements."""
         # Not before: the client learns its inbox prefix when it connects.
         self._prefix = self._client.new_inbox()
-        await self._client.subscribe(f"{self._prefix}.*", cb=self._on_ack)
+        await self._client.subscribe(f"{self._prefix}.*", cb=Prompt(self._on_ack))
 
     async def expire_forever(self) -> None:
         """Fail what was not acknowledged in time, until cancelled. One clock for all of it."""
@@ -226,7 +227,7 @@ class Publisher:
                 _fail(waiting.future, NotPermittedError(message, subject=waiting.subject))
         return len(self._waiting) < before
 
-    async def _on_ack(self, message: Msg) -> None:
+    def _on_ack(self, message: Msg) -> None:
         waiting = self._waiting.pop(message.subject.rpartition(".")[2], None)
         if waiting is None or waiting.future.done():
             return

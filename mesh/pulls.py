@@ -9,7 +9,7 @@ answers the pulls that waited at the last one, 409, killed or not.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
@@ -21,6 +21,7 @@ from nats.aio.subscription import Subscription
 from mesh.background import BackgroundTasks
 from mesh.connection import Connection
 from mesh.delivery import Delivery
+from mesh.dispatch import Prompt
 from mesh.nats_client import is_guarded
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,8 @@ OVERDUE_S: Final = 10.0
 RETRY_S: Final = 1.0
 """Pause after an answer that says the durable cannot be pulled from now."""
 
-OnDelivery = Callable[[Delivery], Awaitable[None]]
+OnDelivery = Callable[[Delivery], None]
+"""Takes a message; it is called where the message is read, and must be quick."""
 
 
 class PullLoop:
@@ -93,7 +95,9 @@ class PullLoop:
         client = self._connection.client
         inbox = self._inbox = client.new_inbox()
         self._outstanding = 0
-        self._subscription = await client.subscribe(inbox, cb=partial(self._on_message, inbox))
+        self._subscription = await client.subscribe(
+            inbox, cb=Prompt(partial(self._on_message, inbox))
+        )
 
     def _top_up(self) -> None:
         if self._refilling or self._outstanding >= self._wanted or self._subscription is None:
@@ -119,7 +123,7 @@ class PullLoop:
             # Not connected: `restart` asks again on the new connection.
             self._outstanding -= batch
 
-    async def _on_message(self, inbox: str, message: Msg) -> None:
+    def _on_message(self, inbox: str, message: Msg) -> None:
         is_current = inbox == self._inbox
         if message.headers and "Status" in message.headers and not message.reply:
             if is_current:
@@ -132,7 +136,7 @@ class PullLoop:
             # Between accounts an empty message ends the answers to a pull (nats-server #6149):
             # what else it brought is lost until its ack_wait, so ask again on a fresh inbox.
             self._tasks.start(self.restart())
-        await self._on_delivery(Delivery.read(self._connection.client, message))
+        self._on_delivery(Delivery.read(self._connection.client, message))
 
     def _on_status(self, headers: dict[str, str]) -> None:
         status = headers["Status"]

@@ -153,10 +153,10 @@ class AgentWorker:
             return
         self._execution.cancel(call_id, sequence)
 
-    async def _on_shared(self, delivery: Delivery) -> None:
+    def _on_shared(self, delivery: Delivery) -> None:
         self._take(delivery, Share.SHARED)
 
-    async def _on_pinned(self, delivery: Delivery) -> None:
+    def _on_pinned(self, delivery: Delivery) -> None:
         self._take(delivery, Share.PINNED)
 
     def _take(self, delivery: Delivery, share: Share) -> None:
@@ -183,7 +183,8 @@ class AgentWorker:
 
     async def _work(self, one: _Open) -> None:
         try:
-            await asyncio.sleep(pause_s(one.delivery.attempt))
+            if pause := pause_s(one.delivery.attempt):
+                await asyncio.sleep(pause)
             await self._execution.run(one.delivery)
         finally:
             self._running -= 1

@@ -82,8 +82,8 @@ Ask = Callable[[], Awaitable[None]]
 
 
 @asynccontextmanager
-async def bare_caller(url: str) -> AsyncIterator[Ask]:
-    """Ask by hand."""
+async def bare_caller(url: str, agent: str = BARE) -> AsyncIterator[Ask]:
+    """Ask an agent by hand."""
     client = await nats.connect(url)
     stream = client.jetstream()
     waiting: dict[str, asyncio.Future[bytes]] = {}
@@ -103,7 +103,7 @@ async def bare_caller(url: str) -> AsyncIterator[Ask]:
             "correlation_id": call,
             "Nats-Msg-Id": call,
         }
-        await stream.publish_async("agent.bare.inbox", BODY, headers=headers)
+        await stream.publish_async(f"agent.{agent}.inbox", BODY, headers=headers)
         await asyncio.wait_for(future, 30)
 
     try:

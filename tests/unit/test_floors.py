@@ -39,6 +39,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
                 "mesh.child",
                 "mesh.heap",
                 "mesh.nats_client",
+                "mesh.dispatch",
                 "mesh.clock",
                 "mesh.publisher",
                 "mesh.connection",
