@@ -10,7 +10,7 @@ import asyncio
 from typing import Any, Final
 
 from nats import errors
-from nats.aio.client import DEFAULT_INBOX_PREFIX, Client
+from nats.aio.client import DEFAULT_INBOX_PREFIX, PING_PROTO, Client
 
 from mesh import headers as h
 
@@ -76,6 +76,16 @@ class MeshNatsClient(Client):
             # What is published in the same turn of the loop goes out together.
             self._is_flush_due = True
             asyncio.get_running_loop().call_soon(self._flush)
+
+    async def _send_ping(self, future: "asyncio.Future[bool] | None" = None) -> None:
+        if not self.is_connected:
+            await super()._send_ping(future)
+            return
+        # nats-py 2.16 writes its PING at once, before what was published and still waits: `flush`
+        # would return before the broker has seen that.
+        self._pongs.append(future or asyncio.get_running_loop().create_future())
+        await self._send_command(PING_PROTO)
+        await self._flush_pending()
 
     def _flush(self) -> None:
         self._is_flush_due = False

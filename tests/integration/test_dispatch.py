@@ -1,7 +1,10 @@
-"""A `Prompt` is called where messages are read, and in the place of a callback everywhere."""
+"""A `Prompt` is called where messages are read, and in the place of a callback everywhere. What is
+published goes out in its order, also through a socket that is full.
+"""
 
 import logging
-from asyncio import Event
+from asyncio import Event, create_task, sleep
+from pathlib import Path
 
 import nats
 import pytest
@@ -9,6 +12,7 @@ from nats.aio.msg import Msg
 
 from mesh.connection import Connection, open_connection
 from mesh.dispatch import Prompt
+from tests.brokers import KillableBroker
 from tests.conftest import until
 
 
@@ -67,3 +71,24 @@ async def test_on_a_client_of_somebody_else(nats_url: str, agent_id: str) -> Non
         await until(came.is_set)
     finally:
         await client.close()
+
+
+async def test_through_a_socket_that_is_full(tmp_path: Path) -> None:
+    """A broker that stands still for a moment is sent the rest when it reads again."""
+    bodies, seen = [f"{number:05}".encode() * 10_000 for number in range(150)], list[bytes]()
+    async with (
+        KillableBroker(tmp_path) as broker,
+        open_connection(broker.url, name="test reader") as reader,
+        open_connection(broker.url, name="test writer") as writer,
+    ):
+        await reader.client.subscribe("some", cb=Prompt(lambda m: seen.append(m.data)))
+        await reader.client.flush()
+        standing = create_task(broker.freeze(1.0))
+        await until(lambda: Path(f"/proc/{broker.pid}/stat").read_text().split()[2] == "T")
+        for body in bodies:
+            await writer.client.publish("some", body)
+            await sleep(0)  # A turn of the loop, and so a write, for each.
+        assert writer.client.pending_data_size > 0, "the socket took everything"
+        await standing
+        await until(lambda: len(seen) == len(bodies))
+    assert seen == bodies

@@ -60,7 +60,10 @@ def test_the_usual_is_not_left_to_nats_py() -> None:
     assert encode_headers(dict.fromkeys(NAMES, "x")) is not None
 
 
-@pytest.mark.parametrize("name", ["_send_publish", "_parse_header_lines", "_send_command"])
+@pytest.mark.parametrize(
+    "name",
+    ["_send_publish", "_parse_header_lines", "_send_command", "_flush_pending", "_send_ping"],
+)
 def test_nats_py_still_has_what_is_replaced(name: str) -> None:
     """Under a new name it would not be called, and nobody would notice."""
     assert hasattr(Client, name)
