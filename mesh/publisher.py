@@ -69,6 +69,7 @@ class Publisher:
         self._waiting: dict[str, _Waiting] = {}
         """In the order of sending, so that the oldest come first."""
         self._looking: asyncio.Future[bool] | None = None
+        self._is_over = False
 
     async def start(self) -> None:
         """Subscribe to the acknowledgements."""
@@ -77,7 +78,17 @@ class Publisher:
         await self._client.subscribe(f"{self._prefix}.*", cb=Prompt(self._on_ack))
 
     async def expire_forever(self) -> None:
-        """Fail what was not acknowledged in time, until cancelled. One clock for all of it."""
+        """Fail what was not acknowledged in time, until cancelled. One clock for all of it.
+
+        Once it is cancelled nothing is waited for any more: nobody would end the waiting.
+        """
+        try:
+            await self._expire()
+        finally:
+            self._is_over = True
+            self._fail_waiting("the connection was closed before the acknowledgement")
+
+    async def _expire(self) -> None:
         loop = asyncio.get_running_loop()
         looked_at = loop.time()
         while True:
@@ -133,6 +144,8 @@ class Publisher:
             BrokerUnreachableError: the connection is closed, or its buffer is full.
         """
         self.require_size(body, headers)
+        if self._is_over:
+            raise BrokerUnreachableError("cannot publish: the connection is being closed")
         token = str(next(self._tokens))
         loop = asyncio.get_running_loop()
         future: asyncio.Future[PubAck] = loop.create_future()
@@ -183,7 +196,7 @@ class Publisher:
             except AckLostError as error:
                 lost = error
             except BrokerUnreachableError as error:
-                if self._client.is_closed:
+                if self._client.is_closed or self._is_over:
                     raise
                 lost = AckLostError(f"not sent: {error}")
             if asyncio.get_running_loop().time() > deadline:
@@ -210,9 +223,12 @@ class Publisher:
 
     def forget_unacknowledged(self) -> None:
         """Fail what waits for an acknowledgement: after a reconnect most would wait in vain."""
+        self._fail_waiting("the connection was lost before the acknowledgement")
+
+    def _fail_waiting(self, message: str) -> None:
         waiting, self._waiting = self._waiting, {}
         for one in waiting.values():
-            _fail(one.future, AckLostError("the connection was lost before the acknowledgement"))
+            _fail(one.future, AckLostError(message))
 
     def deny(self, subject: str) -> bool:
         """Fail what waits on a subject that the broker has refused; nats-py tells it lowered.

@@ -1,4 +1,6 @@
-"""Ctrl-C ends a command, also one that has swallowed it once."""
+"""Ctrl-C ends a command, also one that has swallowed it once; and a program that has done its work
+ends, whatever it has left running.
+"""
 
 import asyncio
 import signal
@@ -21,6 +23,47 @@ async def work():
 
 exits.run(work())
 """
+
+LEFT_RUNNING = """
+import asyncio, sys
+from mesh.agent import Agent
+from mesh.connection import open_connection
+from mesh.runtime import AgentHost
+from mesh.settings import Settings
+
+async def host(ready):
+    agent = Agent(sys.argv[2])
+    agent.chat(lambda request: "never asked")
+    async with open_connection(sys.argv[1], name="left running") as connection:
+        host = AgentHost(connection, [agent], node="node1", settings=Settings(nats_url=sys.argv[1]))
+        running = asyncio.create_task(host.run(asyncio.Event()))
+        await host.ready.wait()
+        ready.set()
+        await running
+
+async def main():
+    ready = asyncio.Event()
+    kept = asyncio.create_task(host(ready))
+    await ready.wait()
+
+asyncio.run(main())
+"""
+
+
+async def test_a_program_ends_with_a_host_left_running(
+    nats_url: str, control: asyncio.subprocess.Process, agent_id: str
+) -> None:
+    """`asyncio.run` cancels everything at once: nothing may wait for what has ended before it."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", LEFT_RUNNING, nats_url, agent_id),
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        _, said = await asyncio.wait_for(process.communicate(), 30)
+    finally:
+        if process.returncode is None:
+            process.kill()
+    assert process.returncode == 0, said.decode()
 
 
 @pytest.mark.parametrize("swallowed", [0, 1, 2])
