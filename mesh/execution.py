@@ -8,8 +8,9 @@ acknowledged. A crash anywhere leads to redelivery, never to loss. Does not pull
 import asyncio
 import logging
 import time
+from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from mesh import headers as h
 from mesh import log_lines, metrics, tracing
@@ -125,7 +126,8 @@ class Execution:
             if headers.is_ping:
                 await self._answer_ping(delivery, headers, writer, has_slot=has_slot)
             else:
-                await self._answer_measured(delivery, headers, writer, left_s, run)
+                answering = self._answer(delivery, headers, writer, left_s, run)
+                await self._measure(answering, delivery, headers, run)
             await delivery.ack()
         except NotPermittedError as error:
             logger.warning("%s: %s", self._agent.id, error)
@@ -136,34 +138,30 @@ class Execution:
         finally:
             self._runs.end(delivery.sequence)
 
-    async def _answer_measured(
+    async def _measure(
         self,
+        answering: Coroutine[Any, Any, CallState],
         delivery: Delivery,
         headers: h.RequestHeaders,
-        writer: ReplyWriter,
-        left_s: float | None,
         run: Run,
     ) -> None:
         began = time.monotonic()
         if tracing.is_on():
-            outcome = await self._answer_traced(delivery, headers, writer, left_s, run)
+            outcome = await self._trace(answering, delivery, headers, run)
+        elif tracing.has_neighbour() and (asked := tracing.SpanContext.of(headers.traceparent)):
+            with tracing.inside(asked):
+                outcome = await answering
         else:
-            context = tracing.SpanContext.of(headers.traceparent)
-            if context is not None and tracing.has_neighbour():
-                with tracing.inside(context):
-                    outcome = await self._answer(delivery, headers, writer, left_s, run)
-            else:
-                outcome = await self._answer(delivery, headers, writer, left_s, run)
+            outcome = await answering
         took_s = time.monotonic() - began
         self.tally.add(outcome, took_s)
         metrics.handled(self._agent.id, outcome.value, took_s)
 
-    async def _answer_traced(
+    async def _trace(
         self,
+        answering: Coroutine[Any, Any, CallState],
         delivery: Delivery,
         headers: h.RequestHeaders,
-        writer: ReplyWriter,
-        left_s: float | None,
         run: Run,
     ) -> CallState:
         span = run.span = tracing.begin_handling(
@@ -177,7 +175,7 @@ class Execution:
         told = "not stored"
         try:
             with tracing.inside(span.context):
-                outcome = await self._answer(delivery, headers, writer, left_s, run)
+                outcome = await answering
             told = outcome.value
             return outcome
         finally:
