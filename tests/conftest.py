@@ -7,6 +7,7 @@ The broker is `MESH_TEST_NATS_URL` if set, a Docker container if `MESH_TEST_BROK
 import asyncio
 import gc
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -100,7 +101,13 @@ def mesh_environ(settings: Settings) -> dict[str, str]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let no test hang for ever."""
+    """Let no test hang for ever, and have Ctrl-C end what tests start.
+
+    A shell without job control starts what is behind `&` with SIGINT ignored, and a child of ours
+    would go on ignoring it.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.pluginmanager.register(Limits(), "limits")
 
 

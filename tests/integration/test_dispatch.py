@@ -3,7 +3,9 @@ published goes out in its order, also through a socket that is full.
 """
 
 import logging
-from asyncio import Event, create_task, sleep
+import os
+import signal
+from asyncio import Event, sleep
 from pathlib import Path
 
 import nats
@@ -58,7 +60,6 @@ async def test_a_subscription_ends_as_any_does(nats_url: str, agent_id: str) -> 
         await client.publish(agent_id, b"late")
         await client.flush()
         assert seen == [b"in time"]
-        assert client.stats["in_msgs"] >= 1
 
 
 async def test_on_a_client_of_somebody_else(nats_url: str, agent_id: str) -> None:
@@ -83,12 +84,13 @@ async def test_through_a_socket_that_is_full(tmp_path: Path) -> None:
     ):
         await reader.client.subscribe("some", cb=Prompt(lambda m: seen.append(m.data)))
         await reader.client.flush()
-        standing = create_task(broker.freeze(1.0))
-        await until(lambda: Path(f"/proc/{broker.pid}/stat").read_text().split()[2] == "T")
-        for body in bodies:
-            await writer.client.publish("some", body)
-            await sleep(0)  # A turn of the loop, and so a write, for each.
-        assert writer.client.pending_data_size > 0, "the socket took everything"
-        await standing
+        os.kill(broker.pid, signal.SIGSTOP)
+        try:
+            for body in bodies:
+                await writer.client.publish("some", body)
+                await sleep(0)  # A turn of the loop, and so a write, for each.
+            assert writer.client.pending_data_size > 0, "the socket took everything"
+        finally:
+            os.kill(broker.pid, signal.SIGCONT)
         await until(lambda: len(seen) == len(bodies))
     assert seen == bodies

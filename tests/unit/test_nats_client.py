@@ -1,5 +1,7 @@
 """Headers as nats-py writes and reads them, only quicker."""
 
+import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,7 +10,14 @@ from hypothesis import strategies as st
 from nats.aio.client import Client
 from nats.errors import BadHeaderError
 
-from mesh.nats_client import NAMES, MeshNatsClient, decode_headers, encode_headers
+from mesh import headers as h
+from mesh.nats_client import (
+    NAMES,
+    MeshNatsClient,
+    _know_tls,
+    decode_headers,
+    encode_headers,
+)
 
 NAME = st.sampled_from(sorted(NAMES)) | st.text(max_size=12)
 """Of the mesh, and of others."""
@@ -67,3 +76,47 @@ def test_the_usual_is_not_left_to_nats_py() -> None:
 def test_nats_py_still_has_what_is_replaced(name: str) -> None:
     """Under a new name it would not be called, and nobody would notice."""
     assert hasattr(Client, name)
+
+
+class _Socket:
+    """The transport of a connected client: what was written to it, in order."""
+
+    def __init__(self, protocol: object) -> None:
+        self.written = b""
+        self._io_writer = SimpleNamespace(transport=self)
+        self._protocol = protocol
+
+    def get_extra_info(self, name: str) -> object:
+        return name  # Of any: it is there.
+
+    def get_protocol(self) -> object:
+        return self._protocol
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+
+async def test_a_ping_follows_what_was_published() -> None:
+    """Its PONG says that the broker has all of it."""
+    client, socket = MeshNatsClient(), _Socket(None)
+    client._transport = socket  # type: ignore[assignment]
+    client._status = Client.CONNECTED
+    client._flush_queue = asyncio.Queue()
+    await client.publish("a", b"body", headers={h.HOPS: "1"})
+    await client._send_ping()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert socket.written.startswith(b"HPUB a ")
+    assert socket.written.endswith(b"body\r\nPING\r\n")
+
+
+@pytest.mark.parametrize("protocol", [None, SimpleNamespace(_over_ssl=False)])
+def test_a_broker_that_hangs_up_while_tls_begins(protocol: SimpleNamespace | None) -> None:
+    """Its protocol has gone by then, and there is nobody to tell that TLS is spoken."""
+    client = MeshNatsClient()
+    client._transport = _Socket(protocol)  # type: ignore[assignment]
+    _know_tls(client)
+    assert protocol is None or protocol._over_ssl
