@@ -40,7 +40,7 @@ from mesh.trust.keyring import Keyring
 from mesh.trust.login import Login
 from schemas.registry import UserRole
 from scripts.benchmarks import hand
-from scripts.benchmarks.figures import NO_LIMIT, Limit, Row, of_rounds, table
+from scripts.benchmarks.figures import NO_LIMIT, Limit, Row, of_rounds, report
 from scripts.benchmarks.processes import BenchError, Spoken, python, running
 
 CREDITS = hand.CREDITS
@@ -273,10 +273,7 @@ def bench(options: argparse.Namespace) -> None:
     rounds = 1 if options.quick else options.rounds
     wanted = {one: max(one, int(count * scale)) for one, count in calls.items()}
     rows = asyncio.run(run_bench(rounds, wanted))
-    if options.json:
-        print(json.dumps([row.as_json() for row in rows], indent=2))
-    else:
-        print(table(rows, judge=not options.quick))
+    report(rows, judge=not options.quick, as_json=options.json)
 
 
 def main(arguments: list[str]) -> None:

@@ -6,7 +6,6 @@ loopback. Rounds alternate, since machines are noisy: trust the medians and the 
 
 import argparse
 import asyncio
-import json
 import os
 import resource
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from scripts.benchmarks import rates, references, registrations, streams, wrk
-from scripts.benchmarks.figures import Figure, NotRun, Row, table
+from scripts.benchmarks.figures import Figure, NotRun, Row, report
 from scripts.benchmarks.peers import waiting_agents
 from scripts.benchmarks.processes import ROOT, BenchError, Mesh, mesh_run, mesh_up
 from scripts.benchmarks.rates import Pace
@@ -166,10 +165,7 @@ def main(arguments: list[str]) -> None:
         rows = asyncio.run(run_bench(plan))
     except BenchError as error:
         sys.exit(f"bench: {error}")
-    if as_json:
-        print(json.dumps([row.as_json() for row in rows], indent=2))
-    else:
-        print(table(rows, judge=plan.judge))
+    report(rows, judge=plan.judge, as_json=as_json)
     for row in rows:
         if plan.judge and row.is_kept is False:
             tell(f"MISS: {row.name} is not {row.limit}")

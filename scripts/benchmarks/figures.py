@@ -1,5 +1,6 @@
 """What was measured, as rows: a figure, its reference, and the limit that it is held against."""
 
+import json
 import statistics
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -100,6 +101,15 @@ def table(rows: list[Row], *, judge: bool) -> str:
     """Render rows as Markdown. Without `judge` limits are shown, and not held against anything."""
     lines = [HEAD, ("---",) * len(HEAD), *(row.row(judge=judge) for row in rows)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def report(rows: list[Row], *, judge: bool, as_json: bool) -> None:
+    """Print what was measured: a table, or the same as plain data."""
+    print(
+        json.dumps([row.as_json() for row in rows], indent=2)
+        if as_json
+        else table(rows, judge=judge)
+    )
 
 
 def _shown(value: float | None, digits: int | None = None) -> str:

@@ -69,6 +69,9 @@ async def run_agent(url: str, name: str, answer: Answer) -> None:
                 await pull()
 
     await client.subscribe(inbox, cb=on_message)
-    await pull()
-    print("ready", flush=True)
-    await asyncio.Event().wait()
+    try:
+        await pull()
+        print("ready", flush=True)
+        await asyncio.Event().wait()
+    finally:
+        await client.close()

@@ -24,7 +24,7 @@ from mesh.provision import ensure_streams
 from mesh.settings import Settings
 from scripts.benchmarks import calls
 from scripts.benchmarks.calls import Site
-from scripts.benchmarks.figures import Figure, Limit, Row, of_rounds, table
+from scripts.benchmarks.figures import Limit, Row, of_rounds, report
 from scripts.benchmarks.processes import BenchError, Spoken, python, running
 
 PLAIN, COUNTED, TRACED = "plain", "counted", "traced"
@@ -126,9 +126,9 @@ async def run_bench(rounds: int, scale: float) -> list[Row]:
 
 def _rows(
     found: dict[tuple[str, int], list[dict[str, float]]], reference: str, ours: str, least: float
-) -> list[Figure]:
+) -> list[Row]:
     """Compare two of the three, round by round."""
-    rows = []
+    rows: list[Row] = []
     for in_flight in (1, 64):
         pairs = list(zip(found[reference, in_flight], found[ours, in_flight], strict=True))
         name = f"{ours} beside {reference}, {in_flight} in flight"
@@ -144,6 +144,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--scale", type=float, default=1.0, help="times the number of calls")
     parser.add_argument("--quick", action="store_true", help="a smoke run: nothing is judged")
+    parser.add_argument("--json", action="store_true", help="print plain data")
     options = parser.parse_args(arguments)
     try:
         match options.role:
@@ -152,7 +153,7 @@ def main(arguments: list[str]) -> None:
                 rows = asyncio.run(
                     run_bench(1, 0.1) if quick else run_bench(options.rounds, options.scale)
                 )
-                print(table(rows, judge=not quick))
+                report(rows, judge=not quick, as_json=options.json)
             case ["agent", kind, url]:
                 asyncio.run(run_agent(kind, url))
             case ["caller", kind, url, count, in_flight]:

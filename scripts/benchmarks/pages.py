@@ -6,7 +6,6 @@ Each page is painted beside an empty one of the same server, in turns.
 
 import argparse
 import asyncio
-import json
 import os
 import shutil
 import statistics
@@ -19,7 +18,7 @@ from playwright.async_api import Browser, async_playwright
 
 from scripts.benchmarks import rates, wrk
 from scripts.benchmarks.door import ECHO, fresh_mesh
-from scripts.benchmarks.figures import Figure, Limit, NotRun, Row, table
+from scripts.benchmarks.figures import Figure, Limit, NotRun, Row, report
 from scripts.benchmarks.processes import Mesh, mesh_run
 from scripts.benchmarks.rates import Pace
 from scripts.benchmarks.registrations import registered, until_listed
@@ -158,7 +157,4 @@ def main(arguments: list[str]) -> None:
     judge = not chosen.quick
     rounds, idle_s, pace = (9, 30.0, Pace(5, 4, 4)) if judge else (1, 2.0, Pace(1, 1, 1))
     rows = asyncio.run(run_bench(chosen.agents, rounds, idle_s, pace))
-    if chosen.json:
-        print(json.dumps([row.as_json() for row in rows], indent=2))
-    else:
-        print(table(rows, judge=judge))
+    report(rows, judge=judge, as_json=chosen.json)
