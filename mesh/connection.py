@@ -19,8 +19,9 @@ from mesh.background import BackgroundTasks
 from mesh.dispatch import dispatch
 from mesh.elections import Elections, Hook
 from mesh.errors import BrokerUnreachableError, CredentialsError, MeshError
-from mesh.nats_client import MeshNatsClient
+from mesh.nats_client import MeshNatsClient, discard_pending
 from mesh.publisher import Publisher
+from mesh.subjects import PULL
 from mesh.trust.credentials import Credentials
 from mesh.trust.login import Login
 from mesh.uplink import has_uplink, watch_uplink
@@ -52,6 +53,8 @@ class Connection:
         dispatch(client)
         self.publisher = Publisher(client)
         self.closed = asyncio.Event()
+        self.losses = 0
+        """How often it was lost: what was asked for on one connection is over on the next."""
         self._refusals = 0
         self._hooks: list[Hook] = []
         self.tasks = BackgroundTasks()
@@ -117,6 +120,13 @@ class Connection:
         """Stop what runs beside the connection."""
         _open.discard(self.client)
         await self.tasks.cancel()
+
+    def lost(self) -> None:
+        """Note that the connection is gone; to be called before the next attempt to connect."""
+        self.losses += 1
+        # What is published meanwhile goes out when it is back; a pull would bring messages to an
+        # inbox that is given up then, and nobody would hear them.
+        discard_pending(self.client, PULL)
 
     async def reconnected(self) -> None:
         """Tell everybody that the connection is back: acknowledgements first, then the hooks."""
@@ -234,6 +244,7 @@ async def open_connection(
         connection.closed.set()
 
     async def on_disconnected() -> None:
+        connection.lost()
         if not client.is_closed:
             logger.warning("connection to the broker lost; trying again")
 

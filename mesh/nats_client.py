@@ -149,6 +149,13 @@ def _require_tls(client: Client, info: dict[str, Any]) -> None:
         raise errors.Error("nats: the broker offers no TLS, which the URL asks for")
 
 
+def discard_pending(client: Client, subject_prefix: str) -> None:
+    """Take back what was published on some subjects, and waits for a connection."""
+    start = f"PUB {subject_prefix}".encode()
+    client._pending = [one for one in client._pending if not one.startswith(start)]
+    client._pending_data_size = sum(map(len, client._pending))
+
+
 def is_guarded(client: Client) -> bool:
     """Tell whether a client logged in as a user: there may be a border between accounts on its way.
 

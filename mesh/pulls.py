@@ -23,6 +23,7 @@ from mesh.connection import Connection
 from mesh.delivery import Delivery
 from mesh.dispatch import Prompt
 from mesh.nats_client import is_guarded
+from mesh.subjects import PULL
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +45,12 @@ class PullLoop:
         self, connection: Connection, stream: str, durable: str, on_delivery: OnDelivery
     ) -> None:
         self._connection = connection
-        self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}"
+        self._subject = f"{PULL}.{stream}.{durable}"
         self._on_delivery = on_delivery
         self._subscription: Subscription | None = None
         self._inbox = ""
+        self._losses = 0
+        """Of the connection, when the inbox was made."""
         self._outstanding = 0
         self._wanted = 0
         self._asked_at = 0.0
@@ -95,6 +98,7 @@ class PullLoop:
         client = self._connection.client
         inbox = self._inbox = client.new_inbox()
         self._outstanding = 0
+        self._losses = self._connection.losses
         self._subscription = await client.subscribe(
             inbox, cb=Prompt(partial(self._on_message, inbox))
         )
@@ -109,10 +113,7 @@ class PullLoop:
     async def _refill(self) -> None:
         self._refilling = False
         batch = self._wanted - self._outstanding
-        # Not into the buffer of a lost connection: the pull would go out before the fresh inbox
-        # is there, and bring messages that nobody hears until their ack_wait is over.
-        is_ready = self._subscription is not None and self._connection.client.is_connected
-        if batch <= 0 or not is_ready:
+        if batch <= 0 or self._subscription is None or not self._is_fresh():
             return
         self._outstanding += batch
         self._asked_at = asyncio.get_running_loop().time()
@@ -122,6 +123,15 @@ class PullLoop:
         except nats.errors.Error:
             # Not connected: `restart` asks again on the new connection.
             self._outstanding -= batch
+
+    def _is_fresh(self) -> bool:
+        """Tell whether the inbox is of this connection.
+
+        nats-py is connected again before it says so, and before `restart`: a pull of that moment,
+        or one in the buffer of a lost connection, would go to the old inbox, which is given up
+        then, and bring messages that nobody hears until their ack_wait is over.
+        """
+        return self._connection.client.is_connected and self._losses == self._connection.losses
 
     def _on_message(self, inbox: str, message: Msg) -> None:
         is_current = inbox == self._inbox

@@ -13,7 +13,6 @@ from typing import Final
 from mesh import streams, subjects
 from mesh.trust.jwts import Border, Crossing
 
-_PULL: Final = "$JS.API.CONSUMER.MSG.NEXT"
 _READ: Final = "$JS.API.DIRECT.GET"
 _ACK: Final = "$JS.ACK"
 
@@ -36,7 +35,7 @@ EXPORTS: Final = tuple(
             *(f"{_ACK}.{streams.INBOX}.>", f"{_ACK}.{streams.EVENT}.>"),
         ),
         Crossing.ANSWERS: (
-            *(f"{_PULL}.{streams.INBOX}.*", f"{_PULL}.{streams.EVENT}.*"),
+            *(f"{subjects.PULL}.{streams.INBOX}.*", f"{subjects.PULL}.{streams.EVENT}.*"),
             f"{_READ}.{streams.REGISTRY}",
             subjects.ALL_HISTORIES,
         ),
@@ -71,14 +70,14 @@ MEMBER_PUBLISH: Final = (
     f"agent.{_AGENT}.reply",
     f"agent.*.reply.*.*.{_AGENT}",
     f"agent.{_AGENT}.reply.*.*.*",
-    f"{_PULL}.{streams.INBOX}.{_AGENT}",
+    f"{subjects.PULL}.{streams.INBOX}.{_AGENT}",
     f"{_ACK}.{streams.INBOX}.{_AGENT}.>",
-    f"{_PULL}.{streams.INBOX}.{_AGENT}@{_NODE}",
+    f"{subjects.PULL}.{streams.INBOX}.{_AGENT}@{_NODE}",
     f"{_ACK}.{streams.INBOX}.{_AGENT}@{_NODE}.>",
     f"{_READ}.{streams.REPLY}.agent.{_AGENT}.reply.>",
     f"{_READ}.{streams.REPLY}.agent.*.reply.*.*.{_AGENT}",
     # Its subscriptions. A durable's name is one token: each one is a tag.
-    f"{_PULL}.{streams.EVENT}.{_SUBSCRIPTION}",
+    f"{subjects.PULL}.{streams.EVENT}.{_SUBSCRIPTION}",
     f"{_ACK}.{streams.EVENT}.{_SUBSCRIPTION}.>",
     # Who calls under a name.
     f"agent.{_CALLER}.reply.*.*.*",
