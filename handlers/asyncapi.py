@@ -27,7 +27,7 @@ from schemas.chat import ChatRequest
 from schemas.completion import ChatCompletion, ChatCompletionChunk
 from schemas.frame import CancelBody, ErrorBody, StoredBody, WorkingBody
 from schemas.presence import PresenceHeartbeat
-from schemas.registry import AgentRecord, Instance, NodeRecord, Placement
+from schemas.registry import AgentRecord, Instance, NodeRecord, OpenQuestion, Placement
 
 FILE: Final = Path(schemas.__file__).parent / "asyncapi.json"
 ABOUT: Final = (
@@ -142,6 +142,14 @@ SAID: Final = (
         (),
         headers={h.SOURCE_AGENT: _REQUEST[h.SOURCE_AGENT], h.CONTENT_TYPE: "Of the payload."},
         action="send",
+    ),
+    Said(
+        "openRequests",
+        "registry.open.{instance}",
+        "A process is asked which requests of some agents it has; it answers with OpenRequests.",
+        (OpenQuestion,),
+        headers={},
+        action="receive",
     ),
     Said(
         "registryEvent",

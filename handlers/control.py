@@ -18,7 +18,7 @@ from nats.aio.client import Client
 
 from handlers.cancel import LINK
 from handlers.cancel import router as cancel_router
-from handlers.dead_letters import Undertaker
+from handlers.dead_letters import DIRECTORY, Undertaker
 from handlers.dead_letters import router as dead_letters_router
 from handlers.history import router as history_router
 from handlers.joins import KEYRING
@@ -158,9 +158,12 @@ class _Control:
             instance = describe_process(self._settings.node, Role.REGISTRAR)
             registrar = Registrar(connection, directory, self._settings, instance, self._keyring)
             self._registrar = registrar
-            self._undertaker = Undertaker(connection, directory, self._settings)
+            self._undertaker = Undertaker(
+                connection, directory, self._settings, registrar.groups.pin
+            )
             context.set_global("registrar", registrar)
             context.set_global(LINK, connection)
+            context.set_global(DIRECTORY, directory)
             context.set_global(KEYRING, self._keyring)
             context.set_global(PEOPLE, people)
             await stack.enter_async_context(exposing(self._settings))

@@ -8,7 +8,7 @@ nobody knows.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Annotated, Final
 
 import nats.errors
@@ -33,7 +33,9 @@ BATCH: Final = 200
 """Messages of one subject that one scan moves at most: a flood must not stop the rest."""
 
 router = NatsRouter()
+DIRECTORY: Final = "directory"
 Link = Annotated[Connection, Context(LINK)]
+Known = Annotated[Directory, Context(DIRECTORY)]
 _ADVISORY: Final = JStream(streams.ADVISORY, declare=False)
 _PULL: Final = PullSub(batch_size=1, timeout=PULL_TIMEOUT_S)
 
@@ -45,11 +47,15 @@ _PULL: Final = PullSub(batch_size=1, timeout=PULL_TIMEOUT_S)
     pull_sub=_PULL,
     ack_policy=AckPolicy.NACK_ON_ERROR,
 )
-async def on_exhausted(advisory: Exhausted, connection: Link) -> None:
+async def on_exhausted(advisory: Exhausted, connection: Link, directory: Known) -> None:
     """A request was delivered for the last time, and not acknowledged."""
     request = await read_at(connection, streams.INBOX, advisory.stream_seq)
-    if request is not None:
-        await _move(connection, request, Reason.MAX_DELIVERIES)
+    if request is None:
+        return
+    target = subjects.parse_inbox(request.subject)
+    if advisory.consumer != directory.durable(target.agent, target.node):
+        return  # Of a group that the agent has left: its own durable has the request.
+    await _move(connection, request, Reason.MAX_DELIVERIES)
 
 
 @router.subscriber(
@@ -63,18 +69,28 @@ async def on_terminated(advisory: Terminated, connection: Link) -> None:
     """A worker refused a request, and JetStream has deleted it: that it was there is kept."""
     if advisory.is_deletion:
         return  # Cancelled, expired, or buried while somebody worked on it.
-    agent, _, node = advisory.consumer.partition("@")
+    agent, _, node = advisory.consumer.partition(streams.GROUP_MARK)
+    if not agent:
+        logger.warning("message %d of %s was refused", advisory.stream_seq, advisory.consumer)
+        return  # Of several agents: whose it was is gone with it. Ours refuse nothing there.
     subject = str(subjects.InboxSubject(agent, node or None))
     request = StoredMessage(subject, advisory.stream_seq, {}, advisory.reason.encode())
     await bury(connection, request, Reason.TERMINATED)
     logger.info("dead letter: %s, message %d: refused", subject, advisory.stream_seq)
 
 
+Pin = Callable[[str, str], Awaitable[None]]
+"""Makes the durable of an agent's work on a node, where it shares the other one."""
+
+
 class Undertaker:
     """Looks for requests that nobody gets, and buries them where they can be found."""
 
-    def __init__(self, connection: Connection, directory: Directory, settings: Settings) -> None:
+    def __init__(
+        self, connection: Connection, directory: Directory, settings: Settings, pin: Pin
+    ) -> None:
         self._connection = connection
+        self._pin = pin
         self._directory = directory
         self._grace_s = settings.unknown_agent_grace_s
         self._seen_at: dict[str, float] = {}
@@ -103,8 +119,9 @@ class Undertaker:
         overdue = [one for one in orphans if now - self._seen_at[one] >= self._grace_s]
         moved = sum([await self._bury_orphans(subject) for subject in overdue])
         suspects: set[int] = set()
-        for subject in waiting.keys() - set(orphans):
-            for request in await self._exhausted(subject, waiting[subject]):
+        for durable, subjects_of in self._by_durable(waiting.keys() - set(orphans)).items():
+            count = sum(waiting[subject] for subject in subjects_of)
+            for request in await self._exhausted(durable, subjects_of, count):
                 # The broker takes an acknowledged request out a moment later: what is dead is
                 # still there at the next look.
                 if request.sequence in self._suspects:
@@ -134,7 +151,19 @@ class Undertaker:
             moved += await _move(self._connection, request, Reason.UNKNOWN_AGENT)
         return moved
 
-    async def _exhausted(self, subject: str, messages: int) -> list[StoredMessage]:
+    def _by_durable(self, waiting: Iterable[str]) -> dict[str, list[str]]:
+        """Sort mailboxes that are not empty by who delivers what is in them."""
+        found: dict[str, list[str]] = {}
+        for subject in waiting:
+            target = subjects.parse_inbox(subject)
+            if target.is_valid:  # Else on no node that there can be: it expires.
+                durable = self._directory.durable(target.agent, target.node)
+                found.setdefault(durable, []).append(subject)
+        return found
+
+    async def _exhausted(
+        self, durable: str, waiting: list[str], messages: int
+    ) -> list[StoredMessage]:
         """Return what was delivered for the last time while nobody listened to the advisories.
 
         Such a message lies in the mailbox, counts as neither pending nor being worked on, and is
@@ -142,23 +171,28 @@ class Undertaker:
         everything that was at work has been settled (measured with nats-server 2.15.1). A mailbox
         that is never without work keeps it until then, or until it expires.
         """
-        target = subjects.parse_inbox(subject)
-        if not target.is_valid:
-            return []  # On no node that there can be: it expires.
-        durable = streams.durable(target.agent, target.node)
         manager = self._connection.client.jsm(timeout=10.0)
         try:
             info = await manager.consumer_info(streams.INBOX, durable)
         except NotFoundError:
-            return []  # Pinned to a node that the agent has never been on: it may come.
+            await self._ask_for(waiting)
+            return []
         if messages <= (info.num_pending or 0) + (info.num_ack_pending or 0):
             return []
         exhausted, floor = list[StoredMessage](), _floor(info)
-        async for request in self._requests(subject):
-            if request.sequence > floor:
-                break
-            exhausted.append(request)
+        for subject in waiting:
+            async for request in self._requests(subject):
+                if request.sequence > floor:
+                    break
+                exhausted.append(request)
         return exhausted
+
+    async def _ask_for(self, waiting: list[str]) -> None:
+        """Have a durable made for work that is bound to a node, if the agent has been there."""
+        for subject in waiting:
+            target = subjects.parse_inbox(subject)
+            if target.node:
+                await self._pin(target.agent, target.node)
 
     async def _requests(self, subject: str) -> AsyncIterator[StoredMessage]:
         """Yield the oldest requests in a mailbox."""

@@ -8,10 +8,15 @@ on. What it is asked on NATS stands in `handlers.registry`.
 import asyncio
 import datetime
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
+import nats.errors
+from nats.js.errors import APIError
+
+from handlers.groups import Groups
 from mesh import registry, streams
+from mesh.background import BackgroundTasks
 from mesh.connection import Connection
 from mesh.directory import Directory, read_directory
 from mesh.enrolment import tell_registry
@@ -26,6 +31,7 @@ from mesh.settings import Settings
 from mesh.standing import Ending
 from mesh.trust.keyring import Keyring
 from schemas.base import WireModel
+from schemas.card import AgentCard
 from schemas.registry import (
     AgentRecord,
     AgentView,
@@ -69,28 +75,31 @@ class Registrar:
         self._directory = directory
         self._settings = settings
         self._instance = instance
+        self.groups = Groups(connection, directory, self._put_agent)
+        self._tasks = BackgroundTasks()
         self._silent_until = 0.0
         self._reign_revision: int | None = None
         """Of our last `reign` key; None where the directory knows it."""
 
     async def announce(self, agent: str, node: str, announcement: Announcement) -> Receipt:
-        """Make an agent's mailbox, then show the agent."""
-        card, instance = announcement.card, announcement.instance
-        if card.id != agent:
-            return refusal("card_refused", f"a card of {card.id!r} on the subject of {agent!r}")
-        if refused := self._refuse_foreign(node, instance):
+        """Make the mailboxes of agents, then show the agents."""
+        instance = announcement.instance
+        if announcement.card.id != agent:
+            told = f"a card of {announcement.card.id!r} on the subject of {agent!r}"
+            return refusal("card_refused", told)
+        if refused := self._refuse_foreign(node, instance) or self._refuse_group(announcement):
             return refused
-        await self._make_mailbox(announcement)
-        await self._put_instance(instance)
-        await self._put_node(instance)
-        placement = Placement(
-            agent=agent, node=instance.node, instance=instance.instance, since=_now()
-        )
-        await self._put(registry.placement_key(agent, instance.instance), placement)
-        # Last: a record without `last_seen` is of an agent that has a live process.
-        await self._put(registry.agent_key(agent), self._record(announcement))
-        logger.info("agent %s on %s", agent, instance.node)
-        return Receipt()
+        async with self.groups.changing:
+            alone = await self._make_mailboxes(announcement)
+            await self._put_instance(instance)
+            await self._put_node(instance)
+            await asyncio.gather(*(self._place(one.id, instance) for one in announcement.cards))
+            # Last: a record without `last_seen` is of an agent that has a live process.
+            records = [self._record(one, announcement, alone) for one in announcement.cards]
+            await asyncio.gather(*map(self._put_agent, records))
+        for card in announcement.cards:
+            logger.info("agent %s on %s", card.id, instance.node)
+        return Receipt(alone=tuple(sorted(alone)))
 
     async def withdraw(self, agent: str, withdrawal: Withdrawal) -> None:
         """Take an agent off a process. Its card and its mailbox stay."""
@@ -108,7 +117,17 @@ class Registrar:
             return Receipt()
         await self._put_instance(instance)
         await self._put_node(instance)
+        if instance.crowded and self._keyring is None:
+            self._tasks.start(self._give_room(instance.crowded))
         return Receipt(known=self._directory.is_on_record(instance))
+
+    async def _give_room(self, agents: Sequence[str]) -> None:
+        try:
+            async with self.groups.changing:
+                await self.groups.take_out(agents)
+        except (MeshError, APIError, nats.errors.Error) as error:
+            # They say so again with every heartbeat.
+            logger.warning("%s: no durable of their own yet: %s", ", ".join(agents), error)
 
     async def forget(self, instance: str) -> None:
         """Delete the placements of a process that is gone."""
@@ -149,6 +168,8 @@ class Registrar:
         self._connection.elections.on_leader(streams.REGISTRY, self._pause)
         if self._directory.placements():
             await self._pause()
+        if self._keyring is None:
+            await self.groups.listen()
         key = registry.instance_key(self._instance.instance)
         ttl_s = self._settings.heartbeat_s * REIGN_HEARTBEATS
         loop, written_at = asyncio.get_running_loop(), None
@@ -167,6 +188,8 @@ class Registrar:
                 written_at = loop.time()
                 await self.sweep()
                 await self.settle()
+                async with self.groups.changing:
+                    await self.groups.mend()
             except StreamMissingError as error:
                 logger.warning("the registry was deleted, and is made again: %s", error)
                 await self._make_again()
@@ -230,6 +253,8 @@ class Registrar:
 
     async def abdicate(self) -> None:
         """Say that this registrar leaves."""
+        await self._tasks.cancel()
+        await self.groups.close()
         await self._delete(registry.instance_key(self._instance.instance))
 
     def _refuse_foreign(self, node: str, instance: Instance) -> Receipt | None:
@@ -254,23 +279,61 @@ class Registrar:
         """Return the whole registry."""
         return self._directory.view()
 
-    async def _make_mailbox(self, announcement: Announcement) -> None:
-        card = announcement.card
-        events = [(one.source, one.name) for one in card.subscriptions]
-        manager = self._connection.client.jsm(timeout=20.0)
-        node = announcement.instance.node
-        for stream, consumer in streams.agent_consumers(card.id, node, events):
-            await ensure_consumer(manager, stream, consumer)
+    def _refuse_group(self, announcement: Announcement) -> Receipt | None:
+        """In a secure mesh a subject proves one agent, and rights are given by agent."""
+        group, ids = announcement.group, [one.id for one in announcement.cards]
+        if not group and not announcement.beside:
+            return None
+        if self._keyring is not None:
+            return refusal("card_refused", "agents of a secure mesh share no durable")
+        if not streams.is_group(group) or len(set(ids)) < len(ids) or len(ids) > streams.GROUP_MOST:
+            most = f"a group has a name with {streams.GROUP_MARK} and up to {streams.GROUP_MOST}"
+            return refusal("card_refused", f"{most} different agents")
+        return None
 
-    def _record(self, announcement: Announcement) -> AgentRecord:
-        known = self._directory.agent_record(announcement.card.id)
+    async def _make_mailboxes(self, announcement: Announcement) -> frozenset[str]:
+        """Make the durables of what is announced; return who has one of his own."""
+        ids = frozenset(one.id for one in announcement.cards)
+        if announcement.group:
+            alone = await self.groups.make(announcement.group, ids)
+        else:
+            alone = ids
+            await self.groups.take_out(ids)
+        manager = self._connection.client.jsm(timeout=20.0)
+        wanted = []
+        for card in announcement.cards:
+            if card.id in alone:
+                wanted += streams.mailbox_consumers(card.id, announcement.instance.node)
+            events = [(one.source, one.name) for one in card.subscriptions]
+            wanted += streams.event_consumers(card.id, events)
+        for stream, consumer in wanted:
+            await ensure_consumer(manager, stream, consumer)
+        return alone
+
+    async def _place(self, agent: str, instance: Instance) -> None:
+        placement = Placement(
+            agent=agent, node=instance.node, instance=instance.instance, since=_now()
+        )
+        await self._put(registry.placement_key(agent, instance.instance), placement)
+
+    def _record(
+        self, card: AgentCard, announcement: Announcement, alone: Collection[str]
+    ) -> AgentRecord:
+        known = self._directory.agent_record(card.id)
         node = announcement.instance.node
         earlier = [one for one in known.nodes if one != node] if known else []
+        is_alone = card.id in alone
         return AgentRecord(
-            card=announcement.card,
+            card=card,
             nodes=(*earlier, node),
             registered_at=known.registered_at if known else _now(),
+            group="" if is_alone else announcement.group,
+            # What was alone before has durables of its own on these nodes, and keeps them.
+            pins=() if is_alone or known is None else known.pins if known.group else known.nodes,
         )
+
+    async def _put_agent(self, record: AgentRecord) -> None:
+        await self._put(registry.agent_key(record.card.id), record)
 
     async def _put_node(self, instance: Instance) -> None:
         known = self._directory.node_record(instance.node)

@@ -7,7 +7,7 @@ metadata. A machine that has joined a secure mesh has no right to answer here.
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -49,7 +49,7 @@ class MicroServices:
     def __init__(
         self,
         connection: Connection,
-        agents: Sequence[Agent],
+        agents: Iterable[Agent],
         instance: Instance,
         tally_of: Callable[[str], Tally],
     ) -> None:

@@ -21,6 +21,7 @@ from mesh import headers as h
 from mesh.client import MeshClient
 from mesh.completions import read_reply
 from mesh.connection import Connection
+from mesh.directory import Directory
 from mesh.errors import (
     AgentBusyError,
     BrokerUnreachableError,
@@ -34,7 +35,7 @@ from mesh.nats_client import is_guarded
 from mesh.pings import PONG
 from mesh.questions import encode_question
 from mesh.registry import KEY_PREFIX, instance_key
-from mesh.streams import INBOX, REGISTRY, pinned_durable
+from mesh.streams import INBOX, REGISTRY
 from mesh.uplink import ask_hub
 from schemas.probe import Outcome, ProbeState
 from schemas.registry import AgentView, RegistryView, State
@@ -77,8 +78,9 @@ def answered(text: str) -> Outcome:
 class Mailboxes:
     """What stands in mailboxes before the pings of one connection test."""
 
-    def __init__(self, connection: Connection, limit_s: float) -> None:
+    def __init__(self, connection: Connection, directory: Directory, limit_s: float) -> None:
         self._connection = connection
+        self._directory = directory
         self._limit_s = limit_s
         self._pings: Counter[str] = Counter()
         """Ours without an answer, by durable."""
@@ -96,7 +98,7 @@ class Mailboxes:
         self, agent: str, node: str | None, answer: Coroutine[Any, Any, Outcome]
     ) -> Outcome:
         """Wait for the answer of a ping, and find out why there is none."""
-        durable = pinned_durable(agent, node) if node else agent
+        durable = self._directory.durable(agent, node)
         self._pings[durable] += 1
         waiting = asyncio.create_task(answer)
         try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import nats.errors
-from nats.js.errors import APIError
+from nats.js.errors import APIError, NotFoundError
 
 from mesh import streams, subjects
 from mesh.connection import Connection
@@ -38,8 +38,8 @@ class Look:
     """A mailbox at one moment."""
 
     at_s: float
-    done: int
-    """Requests that were settled, ever."""
+    done: int | None
+    """Requests that were settled, ever; None where that is not told apart, in a group."""
     waiting: int
     """Requests that are in it, those that are being worked on included."""
 
@@ -49,7 +49,7 @@ def room_in_s(then: Look, now: Look) -> int:
 
     At least 1 and at most 60: that is also the answer where nothing was done in between.
     """
-    pace = (now.done - then.done) / (now.at_s - then.at_s)
+    pace = ((now.done or 0) - (then.done or 0)) / (now.at_s - then.at_s)
     if pace <= 0:
         return AT_MOST_S
     return min(AT_MOST_S, max(AT_LEAST_S, math.ceil(now.waiting * SHARE / pace)))
@@ -113,7 +113,8 @@ class Pressure:
         if now_s - mailbox.asked_s >= APART_S:
             mailbox.asked_s = now_s
             look = await self._look(inbox, now_s)
-            if look and (not looks or now_s > looks[-1].at_s):  # Answers may overtake each other.
+            # Answers may overtake each other.
+            if look and look.done is not None and (not looks or now_s > looks[-1].at_s):
                 looks.append(look)
         return room_in_s(looks[0], looks[-1]) if len(looks) > 1 else None
 
@@ -129,6 +130,8 @@ class Pressure:
         durable = streams.durable(target.agent, target.node)
         try:
             info = await manager.consumer_info(streams.INBOX, durable)
+        except NotFoundError:
+            return await self._count(inbox, now_s)
         except (nats.errors.Error, APIError):
             return None
         return Look(
@@ -136,3 +139,12 @@ class Pressure:
             done=int(info.ack_floor.consumer_seq) if info.ack_floor else 0,
             waiting=(info.num_pending or 0) + (info.num_ack_pending or 0),
         )
+
+    async def _count(self, inbox: str, now_s: float) -> Look | None:
+        """Look at an agent that shares its durable: what is stored for it is its own."""
+        manager = self._connection.client.jsm(timeout=PATIENCE_S)
+        try:
+            info = await manager.stream_info(streams.INBOX, subjects_filter=inbox)
+        except (nats.errors.Error, APIError):
+            return None
+        return Look(at_s=now_s, done=None, waiting=(info.state.subjects or {}).get(inbox, 0))

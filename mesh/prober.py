@@ -83,7 +83,7 @@ class Prober:
         self._limit_s = limit_s
         self._agents = {view.card.id: view for view in registry.agents}
         self._nodes = {view.node: view for view in registry.nodes}
-        self._mailboxes = Mailboxes(connection, limit_s)
+        self._mailboxes = Mailboxes(connection, client.directory, limit_s)
         self._nats = NatsProbes(client, connection, limit_s)
         self._http = HttpProbes(
             http,

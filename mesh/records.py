@@ -14,6 +14,7 @@ from mesh import codec, registry
 from mesh.clock import BrokerClock
 from mesh.errors import ProtocolError
 from mesh.history import iso_time
+from mesh.streams import pinned_durable
 from schemas.base import WireModel
 from schemas.registry import AgentRecord, Identity, Instance, NodeRecord, Placement, Reign, Role
 
@@ -170,6 +171,21 @@ class Records:
     def agent_record(self, agent: str) -> AgentRecord | None:
         """Return the record of an agent, or None for an unknown one."""
         return self._agents.get(agent)
+
+    def durable(self, agent: str, node: str | None) -> str:
+        """Name the durable that delivers an agent's requests, or those bound to a node."""
+        if node:
+            return pinned_durable(agent, node)
+        record = self._agents.get(agent)
+        return (record and record.group) or agent
+
+    def groups(self) -> dict[str, set[str]]:
+        """Return who shares a durable with whom, by its name."""
+        found: dict[str, set[str]] = {}
+        for agent, record in self._agents.items():
+            if record.group:
+                found.setdefault(record.group, set()).add(agent)
+        return found
 
     def node_record(self, node: str) -> NodeRecord | None:
         """Return the record of a node, or None for an unknown one."""

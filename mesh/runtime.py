@@ -12,9 +12,10 @@ import platform
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
-from mesh import otlp, registry
+from mesh import grouping, otlp, registry
 from mesh.admission import Admission
 from mesh.agent import Agent
 from mesh.background import BackgroundTasks
@@ -24,21 +25,24 @@ from mesh.clock import BrokerClock
 from mesh.connection import Connection
 from mesh.directory import Directory, follow_directory
 from mesh.errors import BrokerUnreachableError, InvalidInputError, MeshError, TransportError
-from mesh.events import EventWorker
-from mesh.execution import Tally
 from mesh.exposition import exposing
+from mesh.grouping import Team
 from mesh.heartbeat import beat_forever
 from mesh.micro import MicroServices
+from mesh.nats_client import is_guarded
 from mesh.place import Place
 from mesh.settings import Settings
 from mesh.version import VERSION
-from mesh.worker import AgentWorker
-from schemas.registry import Announcement, Heartbeat, Instance, Role
+from mesh.workforce import Workforce
+from schemas.registry import Announcement, Heartbeat, Instance, Receipt, Role
 
 logger = logging.getLogger(__name__)
 
 TICK_S: Final = 1.0
 ANNOUNCE_PAUSE_S: Final = 1.0
+ANNOUNCE_S: Final = 5.0
+ANNOUNCE_EACH_S: Final = 0.5
+"""More for each of a group: before a large mesh that starts at once, a registrar has much to do."""
 STOP_GRACE_S: Final = 30.0
 
 
@@ -70,7 +74,7 @@ class AgentHost:
         if not ids or len(set(ids)) < len(ids):
             raise InvalidInputError(f"agents must be one or more, with different ids: {ids}")
         self._connection = connection
-        self._agents = agents
+        self._agents = {agent.id: agent for agent in agents}
         self._settings = settings
         self.instance = describe_process(node, Role.HOST, ids)
         self.ready = asyncio.Event()
@@ -79,8 +83,9 @@ class AgentHost:
         self._stack = AsyncExitStack()
         self._clients: dict[str, MeshClient] = {}
         self._clients_lock = asyncio.Lock()
-        self._workers: list[AgentWorker | EventWorker] = []
+        self._workforce: Workforce | None = None
         self._is_draining = False
+        self._is_told_unheard = False
         self._tasks = BackgroundTasks()
 
     async def run(self, stop: asyncio.Event, *, grace_s: float = STOP_GRACE_S) -> None:
@@ -96,119 +101,143 @@ class AgentHost:
             await self._stack.enter_async_context(otlp.exporting(service, self.instance.node))
             directory = await self._stack.enter_async_context(follow_directory(self._connection))
             place = self._place(directory)
-            services = MicroServices(self._connection, self._agents, self.instance, self._tally_of)
+            workforce = self._workforce = Workforce(place, directory)
+            services = MicroServices(
+                self._connection, self._agents.values(), self.instance, workforce.tally_of
+            )
             self._stack.push_async_callback(services.stop)
             await services.start()
+            await workforce.listen()
             self._connection.on_reconnect(self._reconnected)
             await self._set_clock()
             # It beats until the last call is done: a host that drains is not dead.
             heart = asyncio.create_task(self._beat())
             try:
-                await self._serve_until(stop, place, directory)
+                await self._serve_until(stop, workforce, directory)
             except* MeshError as failures:
                 raise failures.exceptions[0] from None
             finally:
                 self._connection.drop_hook(self._reconnected)
-                await self._finish(grace_s)
+                await self._finish(workforce, grace_s)
                 heart.cancel()
                 await self._leave()
         if self._connection.closed.is_set() and not stop.is_set():
             raise self._connection.ending()
 
-    async def _serve_until(self, stop: asyncio.Event, place: Place, directory: Directory) -> None:
+    async def _serve_until(
+        self, stop: asyncio.Event, workforce: Workforce, directory: Directory
+    ) -> None:
         async with asyncio.TaskGroup() as group:
-            serving = [
-                group.create_task(self._serve(one, place, directory)) for one in self._agents
-            ]
-            group.create_task(self._watch(stop, serving))
+            serving = group.create_task(self._serve_all(workforce, directory))
+            group.create_task(self._watch(stop, workforce, serving))
 
     def _place(self, directory: Directory) -> Place:
-        slots = sum(agent.card.concurrency for agent in self._agents)
+        slots = sum(agent.card.concurrency for agent in self._agents.values())
         threads = ThreadPoolExecutor(max_workers=min(slots, 64), thread_name_prefix="handler")
         self._stack.callback(threads.shutdown, wait=False, cancel_futures=True)
-
-        async def client_of(agent: str) -> MeshClient:
-            async with self._clients_lock:
-                if agent not in self._clients:
-                    caller = Caller(agent, self.instance.node, self.instance.instance)
-                    opened = open_client(self._connection, directory, caller)
-                    self._clients[agent] = await self._stack.enter_async_context(opened)
-                return self._clients[agent]
-
         return Place(
             connection=self._connection,
             clock=self._clock,
             admission=Admission(self._connection, directory),
             node=self.instance.node,
             instance=self.instance.instance,
-            open_client=client_of,
+            open_client=partial(self._client_of, directory),
             threads=threads,
         )
 
-    async def _serve(self, agent: Agent, place: Place, directory: Directory) -> None:
-        """Pull as soon as the mailbox exists, whether or not a registrar answers."""
-        record = directory.agent_record(agent.id)
-        # The registrar makes the durables before it writes the record.
-        if record is not None and self.instance.node in record.nodes:
-            await self._start_workers(agent, place)
-            self._tasks.start(self._announce(agent))
-        else:
-            await self._announce(agent)
-            await self._start_workers(agent, place)
-        logger.info("agent %s runs on %s", agent.id, self.instance.node)
+    async def _client_of(self, directory: Directory, agent: str) -> MeshClient:
+        async with self._clients_lock:
+            if agent not in self._clients:
+                caller = Caller(agent, self.instance.node, self.instance.instance)
+                opened = open_client(self._connection, directory, caller)
+                self._clients[agent] = await self._stack.enter_async_context(opened)
+            return self._clients[agent]
 
-    async def _start_workers(self, agent: Agent, place: Place) -> None:
-        client = await place.open_client(agent.id)
-
-        async def publish(name: str, body: bytes) -> None:
-            await client.publish_event(agent.id, name, body)
-
-        agent.bind(publish)
-        workers: list[AgentWorker | EventWorker] = [
-            EventWorker(agent.id, subscription, handler, place)
-            for subscription, handler in agent.subscriptions.items()
-        ]
-        # Also without a chat handler: who asks is told so, instead of waiting in vain.
-        workers.append(AgentWorker(agent, place))
-        for worker in workers:
-            await worker.start()
-        self._workers += workers
-
-    async def _announce(self, agent: Agent) -> None:
-        announcement = Announcement(card=agent.card, instance=self._described())
-        was_heard = True
-        while True:
-            try:
-                await registry.announce(self._connection, announcement)
-            except TransportError as error:
-                if was_heard:
-                    logger.warning("cannot announce %s yet: %s", agent.id, error)
-                was_heard = False
-                await asyncio.sleep(ANNOUNCE_PAUSE_S)
+    async def _serve_all(self, workforce: Workforce, directory: Directory) -> None:
+        """Bring every agent to work; what the registrar has elsewhere by then is grouped again."""
+        while waiting := self._agents.keys() - workforce.agents:
+            if is_guarded(self._connection.client):
+                # There a subject proves who announces, and rights are given agent by agent.
+                teams = grouping.one_by_one(waiting)
             else:
+                teams = grouping.teams(waiting, directory)
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for team in teams:
+                        group.create_task(self._serve(team, workforce, directory))
+            except* MeshError as failures:
+                raise failures.exceptions[0] from None
+
+    async def _serve(self, team: Team, workforce: Workforce, directory: Directory) -> None:
+        """Pull as soon as the durables exist, whether or not a registrar answers."""
+        # The registrar makes them before it writes the records.
+        if team.is_on_record(directory, self.instance.node):
+            await self._start(team, workforce)
+            self._tasks.start(self._announce_at_last(team))
+            return
+        try:
+            receipt = await self._announce(team)
+        except TransportError:
+            await asyncio.sleep(ANNOUNCE_PAUSE_S)
+            return
+        for one in team.without(receipt.alone):
+            await self._start(one, workforce)
+
+    async def _start(self, team: Team, workforce: Workforce) -> None:
+        await workforce.start([self._agents[one] for one in team.agents], team.group)
+        for agent in team.agents:
+            logger.info("agent %s runs on %s", agent, self.instance.node)
+
+    async def _announce(self, team: Team) -> Receipt:
+        first, *beside = (self._agents[one].card for one in team.agents)
+        announcement = Announcement(
+            card=first, instance=self._described(), group=team.group, beside=tuple(beside)
+        )
+        timeout_s = ANNOUNCE_S + ANNOUNCE_EACH_S * len(team.agents)
+        try:
+            receipt = await registry.announce(self._connection, announcement, timeout_s=timeout_s)
+        except TransportError as error:
+            if not self._is_told_unheard:
+                logger.warning("cannot announce %s yet: %s", team, error)
+            self._is_told_unheard = True
+            raise
+        self._is_told_unheard = False
+        return receipt
+
+    async def _announce_at_last(self, team: Team) -> None:
+        while True:
+            with suppress(TransportError):
+                await self._announce(team)
                 return
+            await asyncio.sleep(ANNOUNCE_PAUSE_S)
 
     async def _announce_again(self) -> None:
         logger.info("the registry does not know this process; announcing again")
-        for agent in self._agents:
-            await self._announce(agent)
+        if self._workforce is not None:
+            for team in self._workforce.teams():
+                await self._announce_at_last(team)
 
-    async def _watch(self, stop: asyncio.Event, serving: list["asyncio.Task[None]"]) -> None:
+    async def _watch(
+        self, stop: asyncio.Event, workforce: Workforce, serving: "asyncio.Task[None]"
+    ) -> None:
         """Tick, and end the group when it is time to stop."""
         self._tasks.start(self._set_ready(serving))
         ends = [asyncio.create_task(one.wait()) for one in (stop, self._connection.closed)]
+        crowded: tuple[str, ...] = ()
         try:
             while not any(one.done() for one in ends):
                 await asyncio.wait(ends, timeout=TICK_S, return_when=asyncio.FIRST_COMPLETED)
-                for worker in list(self._workers):
-                    await worker.tick()
+                await workforce.tick()
+                if set(workforce.crowded) - set(crowded):
+                    self._tasks.start(self._tell())
+                crowded = workforce.crowded
         finally:
-            for task in (*ends, *serving):
+            for task in (*ends, serving):
                 task.cancel()
 
-    async def _set_ready(self, serving: list["asyncio.Task[None]"]) -> None:
-        await asyncio.wait(serving)
-        if all(not one.cancelled() and one.exception() is None for one in serving):
+    async def _set_ready(self, serving: "asyncio.Task[None]") -> None:
+        await asyncio.wait({serving})
+        if not serving.cancelled() and serving.exception() is None:
             self.ready.set()
 
     async def _reconnected(self) -> None:
@@ -217,7 +246,7 @@ class AgentHost:
 
     async def _set_clock(self) -> None:
         """Ask for the broker's time before any work: what waited in a mailbox must not look new."""
-        agent = self._agents[0].id
+        agent = self.instance.agents[0]
         try:
             await self._clock.ask(self._connection, agent, self.instance.instance)
         except BrokerUnreachableError as error:
@@ -232,38 +261,40 @@ class AgentHost:
             on_forgotten=self._announce_again,
         )
 
-    async def _finish(self, grace_s: float) -> None:
+    async def _finish(self, workforce: Workforce, grace_s: float) -> None:
         """Pull nothing more, and let what runs come to its end."""
-        stopping = [worker.stop(grace_s) for worker in self._workers]
-        await asyncio.gather(*stopping, self._tell_draining())
+        await asyncio.gather(workforce.stop(grace_s), self._tell_draining(workforce))
         await self._tasks.cancel()
-        for agent in self._agents:
-            agent.bind(None)
 
-    def _tally_of(self, agent: str) -> Tally:
-        workers = (one for one in self._workers if isinstance(one, AgentWorker))
-        return next((one.tally for one in workers if one.agent.id == agent), Tally())
-
-    async def _tell_draining(self) -> None:
+    async def _tell_draining(self, workforce: Workforce) -> None:
         """Let others see why this process is there and takes nothing, if that takes a moment."""
         self._is_draining = True
-        if any(worker.running for worker in self._workers):
-            with suppress(TransportError):
-                await registry.beat(self._connection, Heartbeat(instance=self._described()))
+        if workforce.is_working:
+            await self._tell()
+
+    async def _tell(self) -> None:
+        """Send a heartbeat now, because something has changed."""
+        with suppress(TransportError):
+            await registry.beat(self._connection, Heartbeat(instance=self._described()))
 
     def _described(self) -> Instance:
         """Describe this process as it is now."""
-        workers = (one for one in self._workers if isinstance(one, AgentWorker))
-        busy = tuple(one.agent.id for one in workers if one.is_busy)
-        return self.instance.model_copy(update={"busy": busy, "draining": self._is_draining})
+        found: dict[str, Any] = {"draining": self._is_draining}
+        if self._workforce is not None:
+            found |= {"busy": self._workforce.busy, "crowded": self._workforce.crowded}
+        return self.instance.model_copy(update=found)
 
     async def _leave(self) -> None:
         """Tell the registry."""
         if not self._connection.client.is_connected:
             return
         try:
-            for agent in self._agents:
-                await registry.withdraw(self._connection, agent.id, self.instance.instance)
+            await asyncio.gather(
+                *(
+                    registry.withdraw(self._connection, agent, self.instance.instance)
+                    for agent in self._agents
+                )
+            )
             await registry.beat(
                 self._connection, Heartbeat(instance=self.instance, leaving=True), timeout_s=1.0
             )

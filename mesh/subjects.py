@@ -187,6 +187,11 @@ def heartbeat(node: str, instance: str) -> str:
     return f"registry.heartbeat.{require_id(node, 'node')}.{_require_call(instance)}"
 
 
+def open_requests(instance: str) -> str:
+    """Asks a process which requests it has taken and not settled."""
+    return f"registry.open.{_require_call(instance)}"
+
+
 def history(caller: str) -> str:
     """Reads of what was answered to `caller`, behind an account boundary."""
     return f"registry.history.{require_id(caller, 'caller')}"

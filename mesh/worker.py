@@ -11,7 +11,7 @@ import random
 from collections import deque
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import Final, Protocol
 
 import nats.errors
 from nats.aio.msg import Msg
@@ -22,13 +22,16 @@ from mesh import headers as h
 from mesh.agent import Agent
 from mesh.background import BackgroundTasks
 from mesh.delivery import Delivery
+from mesh.dispatch import Prompt
 from mesh.errors import ProtocolError
 from mesh.execution import Execution, Tally
+from mesh.group_pull import GroupPull
 from mesh.history import is_stored_under
 from mesh.place import Place
 from mesh.pulls import PullLoop
 from mesh.streams import CONTROL, INBOX, pinned_durable
 from schemas.frame import CancelBody
+from schemas.registry import AgentRecord
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +52,22 @@ class Share(Enum):
     PINNED = "pinned"
 
 
+class Source(Protocol):
+    """Where messages are pulled from: a durable of the agent's own, or its part of a group."""
+
+    async def start(self) -> None:
+        """Subscribe."""
+
+    async def stop(self) -> None:
+        """Pull no more; what is on its way is still heard."""
+
+    async def tick(self) -> None:
+        """Look after the pulls, every second or so."""
+
+    def want(self, messages: int) -> None:
+        """Have pulls outstanding for so many; below zero, so many are held."""
+
+
 @dataclass(slots=True)
 class _Open:
     """A delivery that is not settled."""
@@ -64,9 +83,12 @@ def pause_s(attempt: int) -> float:
 
 
 class AgentWorker:
-    """The slots of one agent in this process."""
+    """The slots of one agent in this process.
 
-    def __init__(self, agent: Agent, place: Place) -> None:
+    It pulls from durables of its own, or shares one with the others of a `group`.
+    """
+
+    def __init__(self, agent: Agent, place: Place, group: GroupPull | None = None) -> None:
         self.agent = agent
         self._slots = agent.card.concurrency
         self._execution = Execution(agent, place)
@@ -77,14 +99,23 @@ class AgentWorker:
         self._running = 0
         self._taken = {Share.SHARED: 0, Share.PINNED: 0}
         self._is_stopping = False
-        connection = place.connection
-        self._client = connection.client
+        self._place = place
+        self._client = place.connection.client
         self._cancels: Subscription | None = None
-        pinned = pinned_durable(agent.id, place.node)
-        self._pulls = {
-            Share.SHARED: PullLoop(connection, INBOX, agent.id, self._on_shared),
-            Share.PINNED: PullLoop(connection, INBOX, pinned, self._on_pinned),
-        }
+        self._seat = None if group is None else group.seat(agent.id, self._on_shared)
+        self._sources: dict[Share, Source] = {}
+        if self._seat is not None:
+            self._sources[Share.SHARED] = self._seat
+        else:
+            self._sources[Share.SHARED] = self._own(Share.SHARED)
+            self._sources[Share.PINNED] = self._own(Share.PINNED)
+
+    def _own(self, share: Share) -> PullLoop:
+        agent, connection = self.agent.id, self._place.connection
+        if share is Share.SHARED:
+            return PullLoop(connection, INBOX, agent, self._on_shared)
+        durable = pinned_durable(agent, self._place.node)
+        return PullLoop(connection, INBOX, durable, self._on_pinned)
 
     @property
     def running(self) -> int:
@@ -104,9 +135,9 @@ class AgentWorker:
     async def start(self) -> None:
         """Begin to pull. The agent's durables must exist."""
         subject = subjects.delivered_cancels(self.agent.id)
-        self._cancels = await self._client.subscribe(subject, cb=self._on_cancel)
-        for pull in self._pulls.values():
-            await pull.start()
+        self._cancels = await self._client.subscribe(subject, cb=Prompt(self._on_cancel))
+        for source in self._sources.values():
+            await source.start()
         label = metrics.agent_label(self.agent.id)
         metrics.SLOTS.set(self._slots, label)
         metrics.RUNNING.set(lambda: self._running, label)
@@ -115,8 +146,8 @@ class AgentWorker:
     async def stop(self, grace_s: float) -> None:
         """Stop pulling, finish what was taken, and cancel what takes longer than `grace_s`."""
         self._is_stopping = True
-        for pull in self._pulls.values():
-            await pull.stop()
+        for source in self._sources.values():
+            await source.stop()
         deadline = asyncio.get_running_loop().time() + grace_s
         while self._open and (left_s := deadline - asyncio.get_running_loop().time()) > 0:
             await self._tasks.join(min(left_s, TICK_S))
@@ -138,10 +169,38 @@ class AgentWorker:
                     await one.delivery.in_progress()
                 except nats.errors.Error as error:
                     logger.debug("cannot renew %s: %s", one.delivery.ack_subject, error)
-        for pull in self._pulls.values():
-            await pull.tick()
+        for source in self._sources.values():
+            await source.tick()
 
-    async def _on_cancel(self, message: Msg) -> None:
+    @property
+    def open_sequences(self) -> tuple[int, ...]:
+        """Which requests it has taken and not settled, by their place in the stream."""
+        return tuple(self._open)
+
+    @property
+    def group(self) -> str:
+        """The durable that it shares; empty where it has one of its own."""
+        return "" if self._seat is None else self._seat.group
+
+    async def follow(self, record: AgentRecord) -> None:
+        """Pull from where the registrar has put the agent's requests by now."""
+        if self._is_stopping:
+            return
+        if self._seat is not None and not record.group:
+            self._seat.leave()
+            self._seat = None
+            await self._pull_from(Share.SHARED)
+        if Share.PINNED not in self._sources and (
+            self._seat is None or self._place.node in record.pins
+        ):
+            await self._pull_from(Share.PINNED)
+
+    async def _pull_from(self, share: Share) -> None:
+        source = self._sources[share] = self._own(share)
+        await source.start()
+        self._ask()
+
+    def _on_cancel(self, message: Msg) -> None:
         _, _, call_id = message.subject.rpartition(".")
         stored = subjects.cancel(self.agent.id, call_id)
         if not is_stored_under(message.headers, CONTROL, stored):
@@ -169,6 +228,8 @@ class AgentWorker:
         one = _Open(delivery, share, renewed_at=now)
         self._open[delivery.sequence] = one
         self._taken[share] += 1
+        if self._seat is not None:
+            self._ask()  # The others pull on, and have to know.
         if self._running < self._slots:
             self._begin(one)
             return
@@ -211,8 +272,10 @@ class AgentWorker:
     def _ask(self) -> None:
         if self._is_stopping:
             return
-        self._pulls[Share.SHARED].want(self._slots - self._taken[Share.SHARED])
+        self._sources[Share.SHARED].want(self._slots - self._taken[Share.SHARED])
+        if (pinned := self._sources.get(Share.PINNED)) is None:
+            return
         # Nobody else can take pinned work, so one message may wait here for a slot.
         free = self._slots - self._running
         is_waiting = bool(self._held) and any(one.share is Share.PINNED for one in self._held)
-        self._pulls[Share.PINNED].want(0 if is_waiting else max(1, free))
+        pinned.want(0 if is_waiting else max(1, free))

@@ -41,6 +41,8 @@ class Instance(WireModel):
     """It finishes what it has, takes nothing more, and leaves."""
     busy: tuple[Id, ...] = ()
     """Those of its agents that had no free slot at the last heartbeat."""
+    crowded: tuple[Id, ...] = ()
+    """Those that hold up the others of their group: each is to have a durable of its own."""
 
 
 class NodeRecord(WireModel):
@@ -60,6 +62,10 @@ class AgentRecord(WireModel):
     registered_at: str = ""
     last_seen: str = ""
     """When the last process that ran it was last heard. Empty as long as one lives."""
+    group: str = ""
+    """The durable that it shares with other agents. Empty where it has one of its own."""
+    pins: tuple[Id, ...] = ()
+    """Of a grouped agent, the nodes for which its pinned work has a durable: made when needed."""
 
 
 class Placement(WireModel):
@@ -126,10 +132,18 @@ class JoinReceipt(WireModel):
 
 
 class Announcement(WireModel):
-    """Body of `registry.announce.<id>.<node>`: this process hosts this agent."""
+    """Body of `registry.announce.<id>.<node>`: this process hosts this agent, and more."""
 
     card: AgentCard
     instance: Instance
+    group: str = ""
+    """The durable that it is to share with those beside it. Only in an open mesh."""
+    beside: tuple[AgentCard, ...] = ()
+
+    @property
+    def cards(self) -> tuple[AgentCard, ...]:
+        """All that is announced."""
+        return (self.card, *self.beside)
 
 
 class Withdrawal(WireModel):
@@ -146,12 +160,26 @@ class Heartbeat(WireModel):
     """The last one: forget the instance and its placements now."""
 
 
+class OpenQuestion(WireModel):
+    """Body of `registry.open.<instance>`, a core request: what is not settled of these agents?"""
+
+    agents: tuple[Id, ...] = ()
+
+
+class OpenRequests(WireModel):
+    """The answer to an `OpenQuestion`: places in the stream of mailboxes."""
+
+    sequences: tuple[int, ...] = ()
+
+
 class Receipt(WireModel):
     """The registrar's answer to an announcement or a heartbeat."""
 
     ok: bool = True
     known: bool = True
     """False after a heartbeat of a forgotten instance: its host announces again."""
+    alone: tuple[Id, ...] = ()
+    """Of a group that was announced, those that have durables of their own."""
     code: str = ""
     message: str = ""
 

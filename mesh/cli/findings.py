@@ -104,7 +104,8 @@ async def of_mailboxes(manager: "JetStreamManager", directory: "Directory") -> l
         told = f"{_requests(count)} for agents that nobody knows: {_names(unknown)}"
         findings.append(Finding("warn", told, "they become dead letters: mesh dead list"))
     durables = [str(one.name) async for one in _consumers(manager, streams.INBOX)]
-    orphans = sorted({one.partition("@")[0] for one in durables if one} - set(standings))
+    owners = {one.partition("@")[0] for one in durables if not streams.is_group(one)}
+    orphans = sorted(owners - {""} - set(standings))
     if orphans:
         told = f"mailboxes of agents that the registry does not know: {_names(orphans)}"
         fix = "they are taken up again when such an agent is announced; else remove the consumers"

@@ -38,12 +38,14 @@ def echo(agent_id: str) -> Agent:
 
 @asynccontextmanager
 async def host_process(
-    settings: Settings, target: str, node: str
+    settings: Settings, target: str, node: str, folder: Path | None = None
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run agents by `mesh run`, in a process that can be killed."""
-    environ = mesh_environ(replace(settings, node=node))
+    """Run agents by `mesh run` in a folder, in a process that can be killed."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "mesh", "run", target, env=environ, stderr=asyncio.subprocess.DEVNULL
+        *(sys.executable, "-m", "mesh", "run", target),
+        env=mesh_environ(replace(settings, node=node)),
+        cwd=folder,
+        stderr=asyncio.subprocess.DEVNULL,
     )
     try:
         yield process

@@ -1,0 +1,315 @@
+"""Agents of a large process share durables: nothing that an agent is promised is lost by it."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+from nats.aio.client import Client
+
+from mesh import Agent, ChatRequest
+from mesh.callers import Caller, new_instance_id
+from mesh.client import MeshClient, open_client
+from mesh.connection import Connection, open_connection
+from mesh.directory import Directory, follow_directory
+from mesh.errors import AgentNotFoundError, MailboxFullError
+from mesh.group_pull import CROWD
+from mesh.grouping import ALONE_MOST
+from mesh.runtime import AgentHost
+from mesh.settings import Settings
+from mesh.streams import INBOX, is_group, without
+from tests.brisk import brisk_broker
+from tests.conftest import Running, control_plane, until
+from tests.integration.test_pressure import fill
+from tests.integration.test_registry import host_process
+
+LARGE = ALONE_MOST + 5
+
+
+def crowd(agent_id: str, count: int = LARGE) -> list[str]:
+    """Name the agents of a large process."""
+    return [f"{agent_id}-{number}" for number in range(count)]
+
+
+def echoes(ids: Sequence[str], where: str = "") -> list[Agent]:
+    """Make agents that repeat what they are told, and say where they are."""
+    found = []
+    for one in ids:
+        agent = Agent(one)
+
+        @agent.chat
+        async def answer(request: ChatRequest) -> str:
+            return request.last_text + where
+
+        found.append(agent)
+    return found
+
+
+async def durables(connection: Connection, agent_id: str) -> dict[str, set[str]]:
+    """Return the durables that capture requests of some agents, with their subjects."""
+    manager, found = connection.client.jsm(timeout=20), dict[str, set[str]]()
+    offset = 0
+    while page := await manager.consumers_info(INBOX, offset=offset):
+        offset += len(page)
+        for one in page:
+            captured = set(one.config.filter_subjects or [one.config.filter_subject or ""])
+            if any(agent_id in subject for subject in captured):
+                found[str(one.name)] = captured
+    return found
+
+
+def group_of(directory: Directory, agent: str) -> str:
+    record = directory.agent_record(agent)
+    assert record is not None
+    return record.group
+
+
+async def test_a_large_process_has_few_durables(
+    agent_id: str,
+    running: Running,
+    connection: Connection,
+    directory: Directory,
+    client: MeshClient,
+) -> None:
+    """One for every hundred agents, whoever of them is asked."""
+    ids = crowd(agent_id, 130)
+    async with running(*echoes(ids)):
+        asked = await asyncio.gather(*(client.ask(one, one, timeout_s=30) for one in ids))
+        assert [answer.text for answer in asked] == ids
+    found = await durables(connection, agent_id)
+    assert sorted(len(one) for one in found.values()) == [30, 100]
+    assert all(map(is_group, found))
+    # They are offline now, and known: the next process takes up where this one ended.
+    late = asyncio.create_task(client.ask(ids[0], "late", timeout_s=30))
+    async with running(*echoes(ids)):
+        assert (await late).text == "late"
+    assert await durables(connection, agent_id) == found
+
+
+async def test_replicas_share_the_same_groups(
+    agent_id: str, running: Running, connection: Connection, client: MeshClient
+) -> None:
+    ids, seen = crowd(agent_id), Counter[str]()
+    async with running(*echoes(ids, " here")), running(*echoes(ids, " there"), node="node2"):
+        assert len(await durables(connection, agent_id)) == 1
+        for _ in range(3):
+            for one in ids:
+                seen[(await client.ask(one, "hi", timeout_s=30)).text] += 1
+    assert set(seen) == {"hi here", "hi there"}
+
+
+async def test_the_mailbox_of_one_is_full_and_no_other(
+    agent_id: str, running: Running, client: MeshClient, bare: Client
+) -> None:
+    ids = crowd(agent_id)
+    async with running(*echoes(ids)):
+        pass
+    await fill(bare, ids[0])
+    with pytest.raises(MailboxFullError):
+        await client.ask(ids[0], "one more", timeout_s=30)
+    waiting = asyncio.create_task(client.ask(ids[1], "room", timeout_s=60))
+    await bare.jsm().purge_stream(INBOX, subject=f"agent.{ids[0]}.inbox")
+    async with running(*echoes(ids)):
+        assert (await waiting).text == "room"
+
+
+class Slow:
+    """Agents of which one is slow: it answers when it may, and counts who asked."""
+
+    def __init__(self, ids: Sequence[str]) -> None:
+        self.gate = asyncio.Event()
+        self.began = Counter[str]()
+        self.slow = Agent(ids[0], concurrency=1)
+        self.others = echoes(ids[1:])
+
+        @self.slow.chat
+        async def answer(request: ChatRequest) -> str:
+            self.began[request.last_text] += 1
+            await self.gate.wait()
+            return request.last_text
+
+    @property
+    def agents(self) -> list[Agent]:
+        return [self.slow, *self.others]
+
+
+@asynccontextmanager
+async def slow_replicas(running: Running, ids: Sequence[str]) -> AsyncIterator[list[Slow]]:
+    """Run two processes of the same agents."""
+    async with AsyncExitStack() as stack:
+        found = [Slow(ids), Slow(ids)]
+        for number, one in enumerate(found):
+            await stack.enter_async_context(running(*one.agents, node=f"node{number + 1}"))
+        yield found
+
+
+async def test_who_holds_up_the_others_gets_a_durable_of_his_own(
+    agent_id: str,
+    running: Running,
+    connection: Connection,
+    directory: Directory,
+    client: MeshClient,
+) -> None:
+    """While it works on: what was delivered by the group is not delivered again by it."""
+    ids = crowd(agent_id)
+    async with slow_replicas(running, ids) as replicas:
+        texts = [f"question {number}" for number in range(4 * CROWD)]
+        asked = asyncio.gather(*(client.ask(ids[0], one, timeout_s=60) for one in texts))
+        await until(lambda: group_of(directory, ids[0]) == "")
+        # Nobody waits for the slow one.
+        for one in ids[1:]:
+            assert (await client.ask(one, one, timeout_s=10)).text == one
+        found = await durables(connection, agent_id)
+        assert {f"agent.{ids[0]}.inbox"} == found.pop(ids[0])
+        assert sum(f"agent.{ids[0]}.inbox" in one for one in found.values()) == 0
+        for replica in replicas:
+            replica.gate.set()
+        assert [answer.text for answer in await asked] == texts
+        began = replicas[0].began + replicas[1].began
+        assert began == Counter(texts), "worked on twice"
+        assert all(one.began for one in replicas), "one had all the work"
+
+
+async def test_one_of_them_runs_elsewhere_too(
+    agent_id: str, running: Running, directory: Directory, client: MeshClient
+) -> None:
+    """A small process cannot pull for a whole group: the agent is taken out of it."""
+    ids, seen = crowd(agent_id), Counter[str]()
+    async with running(*echoes(ids, " here")), running(*echoes(ids[:1], " there"), node="node2"):
+        assert group_of(directory, ids[0]) == ""
+        async with asyncio.timeout(20):
+            while not (seen["hi here"] and seen["hi there"]):
+                seen[(await client.ask(ids[0], "hi", timeout_s=30)).text] += 1
+        assert (await client.ask(ids[1], "hi", timeout_s=30)).text == "hi here"
+
+
+async def test_a_new_version_without_one_of_them(
+    agent_id: str, running: Running, directory: Directory, client: MeshClient
+) -> None:
+    """It is ready while the old one still runs, and gets nothing for whom it does not know."""
+    ids = crowd(agent_id)
+    async with AsyncExitStack() as old:
+        await old.enter_async_context(running(*echoes(ids, " old")))
+        async with running(*echoes(ids[1:], " new"), node="node2"):
+            assert (await client.ask(ids[0], "hi", timeout_s=30)).text == "hi old"
+            await old.aclose()
+            asked = await asyncio.gather(*(client.ask(one, "hi", timeout_s=30) for one in ids[1:]))
+            assert {answer.text for answer in asked} == {"hi new"}
+    assert group_of(directory, ids[0]) == ""
+
+
+async def test_a_new_version_with_more_of_them(
+    agent_id: str, running: Running, directory: Directory, client: MeshClient
+) -> None:
+    """Also what was sent to a new one before anybody knew it."""
+    ids = crowd(agent_id)
+    async with running(*echoes(ids[:-2])):
+        pass
+    async with running(*echoes(ids)):
+        asked = await asyncio.gather(*(client.ask(one, one, timeout_s=30) for one in ids))
+        assert [answer.text for answer in asked] == ids
+    assert group_of(directory, ids[0]) != group_of(directory, ids[-1])
+
+
+async def test_work_that_is_bound_to_a_node(
+    agent_id: str, running: Running, connection: Connection, client: MeshClient
+) -> None:
+    """Has a durable from the first request on, also where it is sent before its process starts."""
+    ids = crowd(agent_id)
+    async with running(*echoes(ids, " here")), running(*echoes(ids, " there"), node="node2"):
+        for node, text in (("node1", "hi here"), ("node2", "hi there")):
+            for _ in range(2):
+                asked = await client.ask(ids[0], "hi", timeout_s=30, node=node)
+                assert asked.text == text
+    waiting = asyncio.create_task(client.ask(ids[1], "hi", timeout_s=60, node="node2"))
+    await until(lambda: _has(connection, agent_id, f"{ids[1]}@node2"))
+    async with running(*echoes(ids, " there"), node="node2"):
+        assert (await waiting).text == "hi there"
+
+
+async def _has(connection: Connection, agent_id: str, durable: str) -> bool:
+    return durable in await durables(connection, agent_id)
+
+
+async def test_a_small_process_that_has_grown(
+    agent_id: str, running: Running, connection: Connection, client: MeshClient
+) -> None:
+    """Its agents had durables of their own: those that nobody uses are given up for a group."""
+    ids = crowd(agent_id)
+    async with running(*echoes(ids[:3])):
+        pass
+    waiting = asyncio.create_task(client.ask(ids[0], "waits", timeout_s=60))
+    async with running(*echoes(ids)):
+        assert (await waiting).text == "waits"
+        assert (await client.ask(ids[1], "hi", timeout_s=30, node="node1")).text == "hi"
+    shared = [one for one in await durables(connection, agent_id) if is_group(one)]
+    assert len(shared) == 1
+
+
+MODULE = """
+import asyncio
+from mesh import Agent
+
+def repeating(one):
+    agent = Agent(one)
+
+    @agent.chat
+    async def answer(request):
+        await asyncio.sleep(60 if request.last_text == "die" else 0)
+        return request.last_text
+
+    return agent
+
+agents = [repeating(one) for one in {ids!r}]
+"""
+
+
+async def test_the_process_dies(
+    agent_id: str, running: Running, settings: Settings, client: MeshClient, tmp_path: Path
+) -> None:
+    """What it had is delivered to a replica: by the group, and once it has left it, for itself."""
+    ids = crowd(agent_id)
+    (tmp_path / "many.py").write_text(MODULE.format(ids=ids))
+    async with host_process(settings, "many:agents", "node3", tmp_path) as dying:
+        await until(lambda: _is_asked(client, ids[0]))
+        held = asyncio.gather(*(client.ask(one, "die", timeout_s=50) for one in ids[:3]))
+        await asyncio.sleep(0.5)
+        async with running(*echoes(ids)), running(*echoes(ids[:1]), node="node2"):
+            assert group_of(client.directory, ids[0]) == ""
+            dying.kill()
+            assert {answer.text for answer in await held} == {"die"}
+
+
+async def _is_asked(client: MeshClient, agent: str) -> bool:
+    with suppress(AgentNotFoundError):
+        return (await client.ask(agent, "hi", timeout_s=10)).text == "hi"
+    return False
+
+
+async def test_a_registrar_that_dies_halfway(tmp_path: Path) -> None:
+    """It has shortened the filter of a group, and the agent it took out has no durable yet."""
+    ids = crowd("half")
+    async with brisk_broker(tmp_path) as (_, settings), AsyncExitStack() as stack:
+        connection = await stack.enter_async_context(
+            open_connection(settings.nats_url, name="test")
+        )
+        async with control_plane(settings):
+            directory = await stack.enter_async_context(follow_directory(connection))
+            host = AgentHost(connection, echoes(ids), node="node1", settings=settings)
+            stop = asyncio.Event()
+            serving = asyncio.create_task(host.run(stop))
+            await host.ready.wait()
+            await until(lambda: directory.agent_record(ids[0]) is not None)
+        manager = connection.client.jsm()
+        info = await manager.consumer_info(INBOX, group_of(directory, ids[0]))
+        await manager.add_consumer(INBOX, without(info.config, ids[:1]))
+        async with (
+            open_client(connection, directory, Caller("t", "n", new_instance_id())) as client,
+            control_plane(settings),
+        ):
+            assert (await client.ask(ids[0], "hi", timeout_s=30)).text == "hi"
+            assert group_of(directory, ids[0]) == ""
+            stop.set()
+            await serving
