@@ -90,4 +90,4 @@ async def _beat(connection: Connection, instance: Instance) -> None:
     async def nothing() -> None:
         """It is being announced."""
 
-    await beat_forever(connection, instance, interval_s=HEARTBEAT_S, on_forgotten=nothing)
+    await beat_forever(connection, lambda: instance, interval_s=HEARTBEAT_S, on_forgotten=nothing)
