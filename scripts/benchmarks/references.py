@@ -10,7 +10,7 @@ from typing import Final
 
 from scripts.benchmarks import hand
 from scripts.benchmarks.peers import bare_agent
-from scripts.benchmarks.processes import ROOT, BenchError, Mesh, python, running
+from scripts.benchmarks.processes import ROOT, BenchError, Mesh, Spoken, python, running
 from scripts.benchmarks.wrk import Target
 
 LISTENING: Final = r"listening on (http://\S+)"
@@ -27,12 +27,26 @@ model_list:
 @asynccontextmanager
 async def bare(mesh: Mesh) -> AsyncIterator[Target]:
     """Run the bare door and the agent behind it, on the mesh's own broker and streams."""
+    async with bare_agent_of(mesh), bare_door_of(mesh) as door:
+        yield door
+
+
+@asynccontextmanager
+async def bare_agent_of(mesh: Mesh) -> AsyncIterator[Spoken]:
+    """Run the agent by hand, on the mesh's own broker and streams."""
     await hand.declare_mailbox(mesh.nats_url, bare_agent.NAME)
-    agent = python("scripts.benchmarks.peers.bare_agent", mesh.nats_url)
-    door = python("scripts.benchmarks.peers.bare_door", mesh.nats_url)
-    async with running("bare agent", agent) as answering, running("bare door", door) as serving:
-        await answering.says("ready")
-        yield Target(await serving.says(LISTENING), bare_agent.NAME)
+    command = python("scripts.benchmarks.peers.bare_agent", mesh.nats_url)
+    async with running("bare agent", command) as agent:
+        await agent.says("ready")
+        yield agent
+
+
+@asynccontextmanager
+async def bare_door_of(mesh: Mesh) -> AsyncIterator[Target]:
+    """Run the bare door; the agent by hand answers behind it."""
+    command = python("scripts.benchmarks.peers.bare_door", mesh.nats_url)
+    async with running("bare door", command) as door:
+        yield Target(await door.says(LISTENING), bare_agent.NAME)
 
 
 @asynccontextmanager
