@@ -9,6 +9,7 @@ MODULES: Final = {
     "calls": "calls",
     "http": "door",
     "streams": "chunks",
+    "peers": "beside_peers",
     "look": "look",
     "pages": "pages",
 }

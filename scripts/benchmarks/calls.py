@@ -242,7 +242,7 @@ def role(named: list[str]) -> Coroutine[Any, Any, None]:
             return hand.run_agent(url, BARE, answer_by_hand)
         case ["agent", _, url, *creds]:
             return run_mesh_agent(url, *creds)
-        case ["caller", kind, url, calls, in_flight, creds]:
-            return run_caller(kind, url, int(calls), int(in_flight), creds)
+        case ["caller", kind, url, calls, in_flight, *creds]:
+            return run_caller(kind, url, int(calls), int(in_flight), *creds)
         case _:
             raise BenchError(f"no such role: {' '.join(named)}")

@@ -87,7 +87,8 @@ async def litellm(folder: Path) -> AsyncIterator[Target]:
         options = ("--config", str(config), "--host", "127.0.0.1", "--port", "0")
         command = (program, *options, "--telemetry", "False")
         async with running("litellm", command, **environ) as proxy:
-            yield Target(await proxy.says(UVICORN), "upstream", key)
+            header = f"authorization: Bearer {key}"
+            yield Target(await proxy.says(UVICORN), "upstream", header)
 
 
 async def environment(name: str) -> None:
