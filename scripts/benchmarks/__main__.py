@@ -10,6 +10,8 @@ MODULES: Final = {
     "http": "door",
     "streams": "chunks",
     "peers": "beside_peers",
+    "lookups": "lookups",
+    "starts": "starts",
     "look": "look",
     "pages": "pages",
 }

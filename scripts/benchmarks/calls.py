@@ -128,14 +128,20 @@ class Site:
 
 
 @asynccontextmanager
-async def open_mesh(folder: Path) -> AsyncIterator[str]:
-    """Run a broker and a control plane without keys; gives the broker's URL."""
+async def open_broker(folder: Path) -> AsyncIterator[str]:
+    """Run a broker with the mesh's streams, without keys; gives its URL."""
     settings = Settings(nats_port=0, nats_monitor_port=0, data_dir=folder)
     async with embedded_broker(settings) as broker:
         async with open_connection(broker.url, name="bench") as connection:
             await ensure_streams(connection, settings)
-        async with control_plane(broker.url):
-            yield broker.url
+        yield broker.url
+
+
+@asynccontextmanager
+async def open_mesh(folder: Path) -> AsyncIterator[str]:
+    """Run a broker and a control plane; gives the broker's URL."""
+    async with open_broker(folder) as url, control_plane(url):
+        yield url
 
 
 @asynccontextmanager

@@ -168,7 +168,7 @@ async def open_ways() -> AsyncIterator[dict[str, tuple[Way, Way]]]:
     """Run both agents and both doors; gives for each name the way by hand and the mesh's."""
     async with (
         fresh_mesh() as mesh,
-        mesh_run(mesh, ECHO, "echo") as echo,
+        mesh_run(mesh.nats_url, ECHO, "echo") as echo,
         references.bare_agent_of(mesh) as bare,
         references.bare_door_of(mesh) as bare_door,
     ):

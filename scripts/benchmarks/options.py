@@ -12,14 +12,15 @@ from scripts.benchmarks.processes import BenchError
 Result = TypeVar("Result")
 
 
-def parser(name: str, about: str, *, rounds: int) -> argparse.ArgumentParser:
-    """Return what reads the options of the bench `name`.
+def parser(name: str, about: str, *, rounds: int | None = None) -> argparse.ArgumentParser:
+    """Return what reads the options of the bench `name`; `rounds` are as many as it makes.
 
     `role` is what a process of the bench is told that was started by the bench itself.
     """
     made = argparse.ArgumentParser(prog=f"scripts/bench {name}", description=about)
     made.add_argument("role", nargs="*", help=argparse.SUPPRESS)
-    made.add_argument("--rounds", type=int, default=rounds)
+    if rounds is not None:
+        made.add_argument("--rounds", type=int, default=rounds)
     made.add_argument("--scale", type=float, default=1.0, help="times the number of calls")
     made.add_argument("--quick", action="store_true", help="a smoke run: nothing is judged")
     made.add_argument("--json", action="store_true", help="print plain data")

@@ -101,7 +101,7 @@ async def watched(pace: Pace) -> list[Row]:
     async with AsyncExitStack() as stack:
         meshes = [await stack.enter_async_context(fresh_mesh()) for _ in range(2)]
         for mesh in meshes:
-            await stack.enter_async_context(mesh_run(mesh, ECHO, "echo"))
+            await stack.enter_async_context(mesh_run(mesh.nats_url, ECHO, "echo"))
             await until_listed(mesh, ["echo"])
         alone, seen = meshes
         async with opened(seen, ("/", "/flow", "/agent/echo"), WATCHING_PAGES):

@@ -4,9 +4,10 @@ import asyncio
 import json
 import os
 import re
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -131,42 +132,74 @@ class Mesh:
     """Without the `/v1`."""
     pid: int
     """Of `mesh up` itself, the parent of the others."""
-    broker_pid: int
-    control_pid: int
-    http_pid: int
+
+    @property
+    def broker_pid(self) -> int:
+        """The process of the broker that runs now."""
+        return _pid_below(self.pid, lambda command: "nats-server" in command[0])
+
+    @property
+    def control_pid(self) -> int:
+        """The process of the control plane."""
+        return _pid_below(self.pid, lambda command: command[-2:] == ["up", "control"])
+
+    @property
+    def http_pid(self) -> int:
+        """The process of the door."""
+        return _pid_below(self.pid, lambda command: command[-2:] == ["up", "http"])
 
 
 @asynccontextmanager
 async def mesh_up(folder: Path, tree: Tree = HERE) -> AsyncIterator[Mesh]:
-    """Run `mesh up` on free ports, with its data in `folder`."""
+    """Run `mesh up` on free ports, with its data in `folder`, and wait until it is ready."""
+    async with starting_mesh(folder, tree=tree) as said:
+        nats_url = await said.says(r"NATS\s+(nats://\S+)")
+        http_url = await said.says(r"OpenAI\s+(http://\S+)/v1")
+        yield Mesh(nats_url, http_url, said.pid)
+
+
+def starting_mesh(
+    folder: Path, *, port: int = 0, tree: Tree = HERE
+) -> AbstractAsyncContextManager[Spoken]:
+    """Run `mesh up`, with its broker on `port`, and wait for nothing."""
     environ = {
         "MESH_DATA_DIR": str(folder),
         "MESH_NODE": "node1",
-        "MESH_NATS_PORT": "0",
+        "MESH_NATS_PORT": str(port),
         "MESH_NATS_MONITOR_PORT": "0",
         "MESH_HTTP_PORTS": "0",
     }
-    async with running("mesh up", tree.python("mesh", "up"), **environ, **tree.environ) as said:
-        nats_url = await said.says(r"NATS\s+(nats://\S+)")
-        http_url = await said.says(r"OpenAI\s+(http://\S+)/v1")
-        yield Mesh(
-            nats_url,
-            http_url,
-            said.pid,
-            broker_pid=_pid_below(said.pid, lambda command: "nats-server" in command[0]),
-            control_pid=_pid_below(said.pid, lambda command: command[-2:] == ["up", "control"]),
-            http_pid=_pid_below(said.pid, lambda command: command[-2:] == ["up", "http"]),
-        )
+    return running("mesh up", tree.python("mesh", "up"), **environ, **tree.environ)
 
 
 @asynccontextmanager
-async def mesh_run(mesh: Mesh, target: str, *ids: str, tree: Tree = HERE) -> AsyncIterator[Spoken]:
-    """Run the agents `ids` of `module:attribute` with `mesh run`."""
-    environ = {"MESH_NATS_URL": mesh.nats_url, "MESH_NODE": "node1", **tree.environ}
-    async with running("mesh run", tree.python("mesh", "run", target), **environ) as said:
+async def mesh_run(
+    nats_url: str, target: str, *ids: str, tree: Tree = HERE
+) -> AsyncIterator[Spoken]:
+    """Run the agents `ids` of `module:attribute` with `mesh run`, and wait until they answer."""
+    async with starting_host(nats_url, target, tree=tree) as said:
         for agent in ids:
             await said.says(f"agent {agent} runs on")
         yield said
+
+
+def starting_host(
+    nats_url: str, target: str, *, tree: Tree = HERE
+) -> AbstractAsyncContextManager[Spoken]:
+    """Run `mesh run`, and wait for nothing."""
+    environ = {"MESH_NATS_URL": nats_url, "MESH_NODE": "node1", **tree.environ}
+    return running("mesh run", tree.python("mesh", "run", target), **environ)
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports of loopback that nobody listens on now."""
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:  # All open at once, so that no port comes twice.
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
 
 
 def _pid_below(pid: int, is_wanted: Callable[[list[str]], bool]) -> int:

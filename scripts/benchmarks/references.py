@@ -2,7 +2,6 @@
 
 import asyncio
 import secrets
-import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -10,7 +9,15 @@ from typing import Final
 
 from scripts.benchmarks import hand
 from scripts.benchmarks.peers import bare_agent
-from scripts.benchmarks.processes import ROOT, BenchError, Mesh, Spoken, python, running
+from scripts.benchmarks.processes import (
+    ROOT,
+    BenchError,
+    Mesh,
+    Spoken,
+    free_ports,
+    python,
+    running,
+)
 from scripts.benchmarks.wrk import Target
 
 LISTENING: Final = r"listening on (http://\S+)"
@@ -53,7 +60,7 @@ async def bare_door_of(mesh: Mesh) -> AsyncIterator[Target]:
 async def guide() -> AsyncIterator[Target]:
     """Run the guide's own design: two routers, the registry and the agent."""
     names = ("registry", "node1", "node2", "agent")
-    ports = dict(zip(names, _free_ports(len(names)), strict=True))
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
     urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
     environs = {
         "registry": {},
@@ -100,13 +107,3 @@ async def environment(name: str) -> None:
     process = await asyncio.create_subprocess_exec(str(ROOT / "scripts" / "setup"), name)
     if await process.wait():
         raise BenchError(f"scripts/setup {name} failed, see above")
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:  # All open at once, so that no port comes twice.
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports

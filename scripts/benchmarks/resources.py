@@ -57,6 +57,17 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+async def until_ended(pid: int) -> None:
+    """Wait until a process runs no more, be it that nobody has asked yet how it ended."""
+    while True:
+        try:
+            if not (PROC / str(pid) / "cmdline").read_bytes():
+                return
+        except OSError:
+            return
+        await asyncio.sleep(0)
+
+
 def commands_below(pid: int) -> Iterator[tuple[int, list[str]]]:
     """Yield the descendants of a process, each with its command."""
     for folder in PROC.iterdir():
