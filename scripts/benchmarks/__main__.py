@@ -9,6 +9,7 @@ MODULES: Final = {
     "calls": "calls",
     "http": "door",
     "streams": "chunks",
+    "nested": "nested",
     "peers": "beside_peers",
     "lookups": "lookups",
     "starts": "starts",

@@ -115,6 +115,10 @@ class HandCaller:
         """Subscribe to the stored answers. Once, before anything is asked."""
         await self._client.subscribe(f"delivered.{self._address}.>", cb=self._on_reply)
 
+    async def serve(self, name: str, answer: Answer) -> None:
+        """Be an agent as well, over the same connection, until cancelled."""
+        await serve(self._client, name, answer)
+
     async def ask(self, agent: str, body: bytes) -> bytes:
         """Return the answer of an agent that does not stream."""
         call = uuid4().hex
