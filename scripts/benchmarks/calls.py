@@ -18,7 +18,7 @@ import orjson
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 
-from mesh import Agent, ChatRequest, heap
+from mesh import heap
 from mesh.broker import embedded_broker
 from mesh.callers import Caller, new_instance_id
 from mesh.client import open_client
@@ -32,19 +32,19 @@ from mesh.trust.grants import Grant
 from mesh.trust.keyring import Keyring
 from mesh.trust.login import Login
 from schemas.registry import UserRole
-from scripts.benchmarks import hand
+from scripts.benchmarks import hand, trees
 from scripts.benchmarks.figures import Limit, Row, report
 from scripts.benchmarks.loads import LABELS, Ask, load
 from scripts.benchmarks.options import complete, parser
+from scripts.benchmarks.peers import plain_agent
+from scripts.benchmarks.peers.plain_caller import BODY
 from scripts.benchmarks.processes import BenchError, Spoken, python, running, tell, told_by
 from scripts.benchmarks.rounds import Measured, beside, in_turns
 
-CREDITS = hand.CREDITS
 BARE, MESH, SECURE = "bare", "mesh", "secure"
 Results = dict[tuple[str, int], list[Measured]]
 """What the rounds have measured, by site and number of calls in flight."""
 DESCRIPTION = "Calls through the mesh, beside the same round trip by hand in nats-py."
-BODY = orjson.dumps({"model": "bench", "messages": [{"role": "user", "content": "hello"}]})
 ANSWER = orjson.dumps({"choices": [{"message": {"role": "assistant", "content": "hello"}}]})
 
 
@@ -55,15 +55,9 @@ async def answer_by_hand(stream: JetStreamContext, message: Msg) -> None:
 
 async def run_mesh_agent(url: str, creds: str = "") -> None:
     """Answer with the mesh's runtime."""
-    agent = Agent("bench", concurrency=CREDITS)
-
-    @agent.chat
-    async def answer(request: ChatRequest) -> str:
-        return request.last_text
-
     settings = Settings(nats_url=url)
     async with open_connection(login(url, creds), name="bench agent", patience_s=10) as connection:
-        host = AgentHost(connection, [agent], node="node1", settings=settings)
+        host = AgentHost(connection, [plain_agent.agent], node="node1", settings=settings)
         running = asyncio.create_task(host.run(asyncio.Event()))
         await host.ready.wait()
         heap.settle()  # As `mesh run` does.
@@ -196,6 +190,7 @@ async def measure(sites: Sequence[Site], rounds: int, calls: dict[int, int]) -> 
     return results
 
 
+CALLS: Final = {1: 1_000, 8: 4_000, 64: 10_000, 512: 10_000}
 LIMITS: Final = {
     (MESH, 1): {"p50_ms": Limit(most=1.2)},
     (MESH, 64): {"rate": Limit(least=0.85)},
@@ -230,14 +225,21 @@ async def run_bench(rounds: int, calls: dict[int, int]) -> list[Row]:
 
 def main(arguments: list[str]) -> None:
     """Run, and print the table; or play a role in it."""
-    options = parser("calls", DESCRIPTION, rounds=5).parse_args(arguments)
+    reading = parser("calls", DESCRIPTION, rounds=5)
+    reading.add_argument(
+        "--against", metavar="DIR", type=Path, help="compare with another checkout instead"
+    )
+    options = reading.parse_args(arguments)
     if options.role:
         complete(role(options.role))
         return
-    scale = options.scale * (0.05 if options.quick else 1.0)
-    calls = {1: 1_000, 8: 4_000, 64: 10_000, 512: 10_000}
-    wanted = {one: max(one, int(count * scale)) for one, count in calls.items()}
-    rows = complete(run_bench(1 if options.quick else options.rounds, wanted))
+    rounds, scale = (1, 0.05) if options.quick else (options.rounds, options.scale)
+    if options.against is None:
+        wanted = {one: max(one, int(count * scale)) for one, count in CALLS.items()}
+        rows = complete(run_bench(rounds, wanted))
+    else:
+        least = 1 if options.quick else trees.LEAST_ROUNDS
+        rows = complete(trees.run_bench(options.against, max(rounds, least), scale))
     report(rows, judge=not options.quick, as_json=options.json)
 
 

@@ -33,7 +33,7 @@ from scripts.benchmarks.processes import (
     tell,
     told_by,
 )
-from scripts.benchmarks.resources import cpu_s
+from scripts.benchmarks.resources import cpu_us_of
 from scripts.benchmarks.rounds import Measured, beside, in_turns
 
 DESCRIPTION: Final = "Streamed answers, beside the same by hand."
@@ -191,16 +191,13 @@ async def open_ways() -> AsyncIterator[dict[str, tuple[Way, Way]]]:
 
 async def measure(way: Way, case: Case) -> Measured:
     """Read in a process of its own; the costs are those of all that was read."""
-    pids = {"agent_us": way.agent_pid, "broker_us": way.broker_pid}
-    before = {name: cpu_s(pid) for name, pid in pids.items()}
     numbers = (str(case.words), str(case.at_once), str(case.streams))
     arguments = ("streams", "reader", way.kind, way.url, *numbers)
-    async with running(f"reader {way.kind}", python("scripts.benchmarks", *arguments)) as reader:
-        measured = await told_by(reader)
-    costs = {
-        name: (cpu_s(pid) - before[name]) / measured["made"] * 1e6 for name, pid in pids.items()
-    }
-    return {**measured, **costs}
+    command = python("scripts.benchmarks", *arguments)
+    with cpu_us_of({"agent_us": way.agent_pid, "broker_us": way.broker_pid}) as taken_us:
+        async with running(f"reader {way.kind}", command) as reader:
+            measured = await told_by(reader)
+    return {**measured, **{name: us / measured["made"] for name, us in taken_us.items()}}
 
 
 async def run_bench(rounds: int, scale: float) -> list[Row]:

@@ -87,12 +87,16 @@ Pairs = list[tuple[float, float]]
 
 
 def of_rounds(name: str, pairs: Pairs, limit: Limit = NO_LIMIT) -> Figure:
-    """Return the medians, and the median of the ratios round by round."""
+    """Return the medians, and the median of the ratios round by round.
+
+    A round whose reference is 0 has no ratio: a short one may take less than a tick of the clock.
+    """
+    ratios = [mesh / reference for reference, mesh in pairs if reference]
     return Figure(
         name,
         mesh=statistics.median(mesh for _, mesh in pairs),
         reference=statistics.median(reference for reference, _ in pairs),
-        ratio=statistics.median(mesh / reference for reference, mesh in pairs),
+        ratio=statistics.median(ratios) if ratios else None,
         limit=limit,
     )
 

@@ -20,12 +20,13 @@ from nats.js import JetStreamContext
 
 from mesh import heap
 from scripts.benchmarks import calls, hand
-from scripts.benchmarks.calls import ANSWER, BARE, BODY, MESH
+from scripts.benchmarks.calls import ANSWER, BARE, MESH
 from scripts.benchmarks.figures import Row, report
 from scripts.benchmarks.hand import Answer, HandCaller
 from scripts.benchmarks.loads import load
 from scripts.benchmarks.options import complete, parser
 from scripts.benchmarks.peers.chain_agents import LENGTH, ids_of
+from scripts.benchmarks.peers.plain_caller import BODY
 from scripts.benchmarks.processes import BenchError, mesh_run, python, running, tell, told_by
 from scripts.benchmarks.rounds import Measured, beside, in_turns
 
