@@ -15,6 +15,7 @@ MODULES: Final = {
     "starts": "starts",
     "look": "look",
     "pages": "pages",
+    "all": "every",
 }
 """Of each bench. Only the one that runs is imported: each has needs of its own."""
 

@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -80,6 +81,14 @@ class NotRun:
 
 
 Row = Figure | NotRun
+
+
+def row_of(plain: Mapping[str, Any]) -> Row:
+    """Return the row that `as_json` has made plain."""
+    if "not_run" in plain:
+        return NotRun(plain["name"], plain["not_run"])
+    fields = {name: plain[name] for name in ("name", "mesh", "reference", "ratio")}
+    return Figure(**fields, limit=Limit(**plain["limit"]))
 
 
 Pairs = list[tuple[float, float]]
