@@ -1,17 +1,31 @@
-"""`python -m scripts.benchmarks [calls | http | look | pages] …`: chooses the bench."""
+"""`python -m scripts.benchmarks [calls | http | streams | …] …`: chooses the bench."""
 
 import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import Final
 
-from scripts.benchmarks import calls, door, look, pages
-
-BENCHES = {"calls": calls.main, "http": door.main, "look": look.main, "pages": pages.main}
+MODULES: Final = {
+    "calls": "calls",
+    "http": "door",
+    "streams": "chunks",
+    "nested": "nested",
+    "peers": "beside_peers",
+    "lookups": "lookups",
+    "starts": "starts",
+    "look": "look",
+    "pages": "pages",
+    "all": "every",
+}
+"""Of each bench. Only the one that runs is imported: each has needs of its own."""
 
 
 def main() -> None:
     """Run the bench that is named first, and `calls` when none is."""
     arguments = sys.argv[1:]
-    name = arguments.pop(0) if arguments and arguments[0] in BENCHES else "calls"
-    BENCHES[name](arguments)
+    name = arguments.pop(0) if arguments and arguments[0] in MODULES else "calls"
+    run: Callable[[list[str]], None] = import_module(f"scripts.benchmarks.{MODULES[name]}").main
+    run(arguments)
 
 
 if __name__ == "__main__":

@@ -6,31 +6,24 @@ Caller, agent and broker are processes of their own, on loopback. Rounds of both
 machines are noisy: trust the medians and the ratios.
 """
 
-import argparse
 import asyncio
-import json
-import sys
 import tempfile
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
-from uuid import uuid4
 
-import nats
 import orjson
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 
-from mesh import Agent, ChatRequest, heap
+from mesh import heap
 from mesh.broker import embedded_broker
 from mesh.callers import Caller, new_instance_id
 from mesh.client import open_client
 from mesh.connection import open_connection
 from mesh.directory import follow_directory
-from mesh.errors import BrokerUnreachableError
 from mesh.provision import ensure_streams
 from mesh.runtime import AgentHost
 from mesh.settings import Settings
@@ -39,38 +32,32 @@ from mesh.trust.grants import Grant
 from mesh.trust.keyring import Keyring
 from mesh.trust.login import Login
 from schemas.registry import UserRole
-from scripts.benchmarks import hand
-from scripts.benchmarks.figures import NO_LIMIT, Limit, Row, of_rounds, report
-from scripts.benchmarks.processes import BenchError, Spoken, python, running
+from scripts.benchmarks import hand, trees
+from scripts.benchmarks.figures import Limit, Row, report
+from scripts.benchmarks.loads import LABELS, Ask, load
+from scripts.benchmarks.options import complete, parser
+from scripts.benchmarks.peers import plain_agent
+from scripts.benchmarks.peers.plain_caller import BODY
+from scripts.benchmarks.processes import BenchError, Spoken, python, running, tell, told_by
+from scripts.benchmarks.rounds import Measured, beside, in_turns
 
-CREDITS = hand.CREDITS
 BARE, MESH, SECURE = "bare", "mesh", "secure"
-Results = dict[tuple[str, int], list[dict[str, float]]]
+Results = dict[tuple[str, int], list[Measured]]
 """What the rounds have measured, by site and number of calls in flight."""
 DESCRIPTION = "Calls through the mesh, beside the same round trip by hand in nats-py."
-BODY = orjson.dumps({"model": "bench", "messages": [{"role": "user", "content": "hello"}]})
 ANSWER = orjson.dumps({"choices": [{"message": {"role": "assistant", "content": "hello"}}]})
 
 
 async def answer_by_hand(stream: JetStreamContext, message: Msg) -> None:
     """Store the same reply to every request."""
-    headers = message.headers or {}
-    call = headers["correlation_id"]
-    reply = {"correlation_id": call, "Nats-Msg-Id": f"{call}.final"}
-    await stream.publish(headers["reply_to"], ANSWER, headers=reply)
+    await hand.answer_with(stream, message, ANSWER)
 
 
 async def run_mesh_agent(url: str, creds: str = "") -> None:
     """Answer with the mesh's runtime."""
-    agent = Agent("bench", concurrency=CREDITS)
-
-    @agent.chat
-    async def answer(request: ChatRequest) -> str:
-        return request.last_text
-
     settings = Settings(nats_url=url)
     async with open_connection(login(url, creds), name="bench agent", patience_s=10) as connection:
-        host = AgentHost(connection, [agent], node="node1", settings=settings)
+        host = AgentHost(connection, [plain_agent.agent], node="node1", settings=settings)
         running = asyncio.create_task(host.run(asyncio.Event()))
         await host.ready.wait()
         heap.settle()  # As `mesh run` does.
@@ -78,38 +65,15 @@ async def run_mesh_agent(url: str, creds: str = "") -> None:
         await running
 
 
-Ask = Callable[[], Awaitable[None]]
-
-
 @asynccontextmanager
 async def bare_caller(url: str, agent: str = BARE) -> AsyncIterator[Ask]:
     """Ask an agent by hand."""
-    client = await nats.connect(url)
-    stream = client.jetstream()
-    waiting: dict[str, asyncio.Future[bytes]] = {}
+    async with hand.calling(url) as caller:
 
-    async def on_reply(message: Msg) -> None:
-        future = waiting.pop(message.subject.rpartition(".")[2], None)
-        if future is not None:
-            future.set_result(message.data)
+        async def ask() -> None:
+            await caller.ask(agent, BODY)
 
-    await client.subscribe("delivered.hand.reply.x.>", cb=on_reply)
-
-    async def ask() -> None:
-        call = uuid4().hex
-        future = waiting[call] = asyncio.get_running_loop().create_future()
-        headers = {
-            "reply_to": f"agent.hand.reply.x.{call}",
-            "correlation_id": call,
-            "Nats-Msg-Id": call,
-        }
-        await stream.publish_async(f"agent.{agent}.inbox", BODY, headers=headers)
-        await asyncio.wait_for(future, 30)
-
-    try:
         yield ask
-    finally:
-        await client.close()
 
 
 def login(url: str, creds: str) -> Login:
@@ -118,7 +82,7 @@ def login(url: str, creds: str) -> Login:
 
 
 @asynccontextmanager
-async def mesh_caller(url: str, creds: str = "") -> AsyncIterator[Ask]:
+async def mesh_caller(url: str, agent: str = "bench", creds: str = "") -> AsyncIterator[Ask]:
     """Ask with the mesh's client."""
     async with (
         open_connection(login(url, creds), name="bench caller") as connection,
@@ -127,7 +91,7 @@ async def mesh_caller(url: str, creds: str = "") -> AsyncIterator[Ask]:
     ):
 
         async def ask() -> None:
-            call = await client.start("bench", BODY, timeout_s=30)
+            call = await client.start(agent, BODY, timeout_s=30)
             await call.result()
 
         yield ask
@@ -135,29 +99,10 @@ async def mesh_caller(url: str, creds: str = "") -> AsyncIterator[Ask]:
 
 async def run_caller(kind: str, url: str, calls: int, in_flight: int, creds: str = "") -> None:
     """Make `calls` calls, `in_flight` at once, and print what they took."""
-    opening = bare_caller(url) if kind == BARE else mesh_caller(url, creds)
-    took: list[float] = []
-
-    async def work(ask: Ask, count: int) -> None:
-        for _ in range(count):
-            start = time.perf_counter()
-            await ask()
-            took.append(time.perf_counter() - start)
-
+    opening = bare_caller(url) if kind == BARE else mesh_caller(url, creds=creds)
     async with opening as ask:
-        await asyncio.gather(*(work(ask, 5) for _ in range(in_flight)))
-        heap.settle()  # As a door does; by hand it is the same.
-        took.clear()
-        start = time.perf_counter()
-        await asyncio.gather(*(work(ask, calls // in_flight) for _ in range(in_flight)))
-        elapsed_s = time.perf_counter() - start
-    took.sort()
-    result = {
-        "rate": len(took) / elapsed_s,
-        "p50_ms": took[len(took) // 2] * 1e3,
-        "p99_ms": took[int(len(took) * 0.99)] * 1e3,
-    }
-    print(json.dumps(result), flush=True)
+        # It settles as a door does; by hand it is the same.
+        tell(await load(ask, calls, in_flight, heap.settle))
 
 
 def child(*arguments: str) -> AbstractAsyncContextManager[Spoken]:
@@ -177,19 +122,31 @@ class Site:
 
 
 @asynccontextmanager
-async def open_site(folder: Path) -> AsyncIterator[tuple[Site, Site]]:
-    """Run an open mesh with its agent, and an agent by hand on the same broker."""
+async def open_broker(folder: Path) -> AsyncIterator[str]:
+    """Run a broker with the mesh's streams, without keys; gives its URL."""
     settings = Settings(nats_port=0, nats_monitor_port=0, data_dir=folder)
     async with embedded_broker(settings) as broker:
-        url = broker.url
-        async with open_connection(url, name="bench") as connection:
-            await ensure_streams(connection, Settings(nats_url=url))
+        async with open_connection(broker.url, name="bench") as connection:
+            await ensure_streams(connection, settings)
+        yield broker.url
+
+
+@asynccontextmanager
+async def open_mesh(folder: Path) -> AsyncIterator[str]:
+    """Run a broker and a control plane; gives the broker's URL."""
+    async with open_broker(folder) as url, control_plane(url):
+        yield url
+
+
+@asynccontextmanager
+async def open_site(folder: Path) -> AsyncIterator[tuple[Site, Site]]:
+    """Run an open mesh with its agent, and an agent by hand on the same broker."""
+    async with open_mesh(folder) as url:
         await hand.declare_mailbox(url, BARE)
-        async with control_plane(url), child("agent", BARE, url) as bare:
+        async with child("agent", BARE, url) as bare, child("agent", MESH, url) as mesh:
             await bare.says("ready")
-            async with child("agent", MESH, url) as mesh:
-                await mesh.says("ready")
-                yield Site(BARE, url), Site(MESH, url)
+            await mesh.says("ready")
+            yield Site(BARE, url), Site(MESH, url)
 
 
 @asynccontextmanager
@@ -221,22 +178,24 @@ def control_plane(url: str, **environ: str) -> AbstractAsyncContextManager[Spoke
 async def measure(sites: Sequence[Site], rounds: int, calls: dict[int, int]) -> Results:
     """Alternate rounds of all sites, for every number of calls in flight."""
     results: Results = {}
-    for number in range(rounds):
-        for in_flight, count in calls.items():
-            for site in sites if number % 2 else sites[::-1]:
-                arguments = ("caller", site.kind, site.url, str(count), str(in_flight), site.creds)
-                async with child(*arguments) as caller:
-                    line = await caller.says("^{.*}$", within_s=120)
-                results.setdefault((site.kind, in_flight), []).append(json.loads(line))
+    for in_flight, count in calls.items():
+
+        async def call(site: Site, in_flight: int = in_flight, count: int = count) -> Measured:
+            arguments = ("caller", site.kind, site.url, str(count), str(in_flight), site.creds)
+            async with child(*arguments) as caller:
+                return await told_by(caller)
+
+        for site, measured in (await in_turns(sites, rounds, call)).items():
+            results[site.kind, in_flight] = measured
     return results
 
 
+CALLS: Final = {1: 1_000, 8: 4_000, 64: 10_000, 512: 10_000}
 LIMITS: Final = {
-    (MESH, 1, "p50_ms"): Limit(most=1.2),
-    (MESH, 64, "rate"): Limit(least=0.85),
-    (SECURE, 64, "rate"): Limit(least=0.6),
+    (MESH, 1): {"p50_ms": Limit(most=1.2)},
+    (MESH, 64): {"rate": Limit(least=0.85)},
+    (SECURE, 64): {"rate": Limit(least=0.6)},
 }
-LABELS: Final = {"rate": "calls/s", "p50_ms": "p50 ms", "p99_ms": "p99 ms"}
 
 
 def rows_of(results: Results) -> list[Row]:
@@ -247,11 +206,9 @@ def rows_of(results: Results) -> list[Row]:
         (SECURE, MESH, "secure beside open"),
     ):
         for in_flight in sorted({key[1] for key in results}):
-            rounds = list(zip(results[reference, in_flight], results[ours, in_flight], strict=True))
-            for field, label in LABELS.items():
-                pairs = [(one[field], other[field]) for one, other in rounds]
-                limit = LIMITS.get((ours, in_flight, field), NO_LIMIT)
-                rows.append(of_rounds(f"{name}, {in_flight} in flight: {label}", pairs, limit))
+            measured = results[reference, in_flight], results[ours, in_flight]
+            limits = LIMITS.get((ours, in_flight), {})
+            rows += beside(f"{name}, {in_flight} in flight", *measured, LABELS, limits)
     return rows
 
 
@@ -266,32 +223,24 @@ async def run_bench(rounds: int, calls: dict[int, int]) -> list[Row]:
             return rows_of(await measure((bare, mesh, secure), rounds, calls))
 
 
-def bench(options: argparse.Namespace) -> None:
-    """Run, and print the table. A missed limit is told, and is no failure: machines are noisy."""
-    scale = options.scale * (0.05 if options.quick else 1.0)
-    calls = {1: 1_000, 8: 4_000, 64: 10_000, 512: 10_000}
-    rounds = 1 if options.quick else options.rounds
-    wanted = {one: max(one, int(count * scale)) for one, count in calls.items()}
-    rows = asyncio.run(run_bench(rounds, wanted))
-    report(rows, judge=not options.quick, as_json=options.json)
-
-
 def main(arguments: list[str]) -> None:
-    """Read the arguments: without a role, run the whole bench."""
-    parser = argparse.ArgumentParser(prog="scripts/bench calls", description=DESCRIPTION)
-    parser.add_argument("role", nargs="*", help=argparse.SUPPRESS)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--scale", type=float, default=1.0, help="times the number of calls")
-    parser.add_argument("--quick", action="store_true", help="a smoke run: nothing is judged")
-    parser.add_argument("--json", action="store_true", help="print plain data")
-    options = parser.parse_args(arguments)
-    try:
-        if options.role:
-            asyncio.run(role(options.role))
-        else:
-            bench(options)
-    except (BrokerUnreachableError, BenchError) as error:
-        sys.exit(str(error))
+    """Run, and print the table; or play a role in it."""
+    reading = parser("calls", DESCRIPTION, rounds=5)
+    reading.add_argument(
+        "--against", metavar="DIR", type=Path, help="compare with another checkout instead"
+    )
+    options = reading.parse_args(arguments)
+    if options.role:
+        complete(role(options.role))
+        return
+    rounds, scale = (1, 0.05) if options.quick else (options.rounds, options.scale)
+    if options.against is None:
+        wanted = {one: max(one, int(count * scale)) for one, count in CALLS.items()}
+        rows = complete(run_bench(rounds, wanted))
+    else:
+        least = 1 if options.quick else trees.LEAST_ROUNDS
+        rows = complete(trees.run_bench(options.against, max(rounds, least), scale))
+    report(rows, judge=not options.quick, as_json=options.json)
 
 
 def role(named: list[str]) -> Coroutine[Any, Any, None]:
@@ -301,7 +250,7 @@ def role(named: list[str]) -> Coroutine[Any, Any, None]:
             return hand.run_agent(url, BARE, answer_by_hand)
         case ["agent", _, url, *creds]:
             return run_mesh_agent(url, *creds)
-        case ["caller", kind, url, calls, in_flight, creds]:
-            return run_caller(kind, url, int(calls), int(in_flight), creds)
+        case ["caller", kind, url, calls, in_flight, *creds]:
+            return run_caller(kind, url, int(calls), int(in_flight), *creds)
         case _:
             raise BenchError(f"no such role: {' '.join(named)}")

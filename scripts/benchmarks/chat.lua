@@ -1,9 +1,11 @@
--- What wrk sends: the chat request in BENCH_BODY. Its one line of output is JSON.
+-- What wrk sends: the request in BENCH_BODY, with the header that BENCH_HEADER may hold. Its one
+-- line of output is JSON.
 wrk.method = "POST"
 wrk.body = os.getenv("BENCH_BODY")
 wrk.headers["content-type"] = "application/json"
-if os.getenv("BENCH_KEY") then
-  wrk.headers["authorization"] = "Bearer " .. os.getenv("BENCH_KEY")
+local name, value = string.match(os.getenv("BENCH_HEADER") or "", "^([^:]+): (.+)$")
+if name then
+  wrk.headers[name] = value
 end
 
 function done(summary, latency, requests)

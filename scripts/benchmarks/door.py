@@ -54,14 +54,14 @@ async def run_bench(plan: Plan) -> list[Row]:
     rows: list[Row] = []
     async with fresh_mesh() as mesh:
         echo = wrk.Target(mesh.http_url, "echo")
-        async with mesh_run(mesh, ECHO, "echo"):
+        async with mesh_run(mesh.nats_url, ECHO, "echo"):
             await registrations.until_listed(mesh, ["echo"])
             rows += await beside_bare(mesh, echo, plan)
             rows += await beside_guide(echo, plan)
             rows += await beside_litellm(echo, plan)
     # Its memory is that of a door which has done nothing else.
     async with fresh_mesh() as mesh:
-        async with mesh_run(mesh, WAITING, *waiting_agents.IDS):
+        async with mesh_run(mesh.nats_url, WAITING, *waiting_agents.IDS):
             await registrations.until_listed(mesh, list(waiting_agents.IDS))
             rows += await streams.idle(mesh, plan.idle_streams)
         rows += await registrations.listing(mesh, plan.agents)

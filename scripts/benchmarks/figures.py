@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -82,17 +83,29 @@ class NotRun:
 Row = Figure | NotRun
 
 
+def row_of(plain: Mapping[str, Any]) -> Row:
+    """Return the row that `as_json` has made plain."""
+    if "not_run" in plain:
+        return NotRun(plain["name"], plain["not_run"])
+    fields = {name: plain[name] for name in ("name", "mesh", "reference", "ratio")}
+    return Figure(**fields, limit=Limit(**plain["limit"]))
+
+
 Pairs = list[tuple[float, float]]
 """Of each round the reference's value and the mesh's."""
 
 
 def of_rounds(name: str, pairs: Pairs, limit: Limit = NO_LIMIT) -> Figure:
-    """Return the medians, and the median of the ratios round by round."""
+    """Return the medians, and the median of the ratios round by round.
+
+    A round whose reference is 0 has no ratio: a short one may take less than a tick of the clock.
+    """
+    ratios = [mesh / reference for reference, mesh in pairs if reference]
     return Figure(
         name,
         mesh=statistics.median(mesh for _, mesh in pairs),
         reference=statistics.median(reference for reference, _ in pairs),
-        ratio=statistics.median(mesh / reference for reference, mesh in pairs),
+        ratio=statistics.median(ratios) if ratios else None,
         limit=limit,
     )
 

@@ -15,11 +15,12 @@ from typing import Any, Final
 
 from mesh.errors import AgentNotFoundError
 from scripts.benchmarks import calls, hand
+from scripts.benchmarks.loads import Ask
 
 CALLS: Final = 200
 
 
-async def functions_of(ask: calls.Ask) -> float:
+async def functions_of(ask: Ask) -> float:
     """Return how many functions this process calls for one call, caller and agent together."""
     for _ in range(20):
         await ask()
@@ -48,7 +49,7 @@ async def beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         await asyncio.wait({agent})
 
 
-async def registered(ask: calls.Ask) -> None:
+async def registered(ask: Ask) -> None:
     """Wait until the agent is in the registry, for at most ten seconds."""
     async with asyncio.timeout(10):
         while True:

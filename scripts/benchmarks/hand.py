@@ -1,19 +1,24 @@
-"""The agent's half of a round trip by hand in nats-py: what both benches compare the mesh with.
+"""A round trip by hand in nats-py: what the benches compare the mesh with.
 
-Pulls with credits from the mesh's own streams, stores the reply, and only then acknowledges the
-request. Nothing else: no deadline, no second attempt, no heartbeat.
+An agent pulls with credits from the mesh's own streams, stores the reply, and only then
+acknowledges the request; a caller hears what the reply stream republishes once it is stored.
+Nothing else: no deadline, no second attempt, no heartbeat.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from uuid import uuid4
 
 import nats
 import orjson
+from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig
 
 CREDITS = 64
+TIMEOUT_S = 30.0
 
 Answer = Callable[[JetStreamContext, Msg], Awaitable[None]]
 """Publishes the answer of a request, and returns when it is stored."""
@@ -21,20 +26,34 @@ Answer = Callable[[JetStreamContext, Msg], Awaitable[None]]
 
 async def declare_mailbox(url: str, name: str) -> None:
     """Make the durable of an agent by hand; the streams are there."""
+    async with opened(url) as client:
+        config = ConsumerConfig(
+            durable_name=name,
+            filter_subject=f"agent.{name}.inbox",
+            ack_policy=AckPolicy.EXPLICIT,
+            ack_wait=10,
+        )
+        await client.jetstream().add_consumer("INBOX", config)
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[Client]:
+    """Connect, and close at the end."""
     client = await nats.connect(url)
-    config = ConsumerConfig(
-        durable_name=name,
-        filter_subject=f"agent.{name}.inbox",
-        ack_policy=AckPolicy.EXPLICIT,
-        ack_wait=10,
-    )
-    await client.jetstream().add_consumer("INBOX", config)
-    await client.close()
+    try:
+        yield client
+    finally:
+        await client.close()
 
 
 async def run_agent(url: str, name: str, answer: Answer) -> None:
     """Answer the requests in the mailbox of `name`, until cancelled. Says when it is ready."""
-    client = await nats.connect(url)
+    async with opened(url) as client:
+        await serve(client, name, answer)
+
+
+async def serve(client: Client, name: str, answer: Answer) -> None:
+    """Answer on a connection that is open, as `run_agent` does."""
     stream = client.jetstream()
     inbox = client.new_inbox()
     tasks: set[asyncio.Task[None]] = set()
@@ -69,9 +88,79 @@ async def run_agent(url: str, name: str, answer: Answer) -> None:
                 await pull()
 
     await client.subscribe(inbox, cb=on_message)
-    try:
-        await pull()
-        print("ready", flush=True)
-        await asyncio.Event().wait()
-    finally:
-        await client.close()
+    await pull()
+    print(f"{name} is ready", flush=True)
+    await asyncio.Event().wait()
+
+
+async def answer_with(stream: JetStreamContext, message: Msg, body: bytes) -> None:
+    """Store the only frame of an answer where the request's header says."""
+    headers = message.headers or {}
+    call = headers["correlation_id"]
+    reply = {"correlation_id": call, "Nats-Msg-Id": f"{call}.final", "kind": "final"}
+    await stream.publish(headers["reply_to"], body, headers=reply)
+
+
+class HandCaller:
+    """Asks agents by hand: one connection, one subscription for all answers."""
+
+    def __init__(self, client: Client, name: str = "hand") -> None:
+        self._client = client
+        self._stream = client.jetstream()
+        self._address = f"{name}.reply.{uuid4().hex[:8]}"
+        self._answers: dict[str, asyncio.Future[bytes]] = {}
+        self._streams: dict[str, asyncio.Queue[Msg]] = {}
+
+    async def listen(self) -> None:
+        """Subscribe to the stored answers. Once, before anything is asked."""
+        await self._client.subscribe(f"delivered.{self._address}.>", cb=self._on_reply)
+
+    async def serve(self, name: str, answer: Answer) -> None:
+        """Be an agent as well, over the same connection, until cancelled."""
+        await serve(self._client, name, answer)
+
+    async def ask(self, agent: str, body: bytes) -> bytes:
+        """Return the answer of an agent that does not stream."""
+        call = uuid4().hex
+        answer = self._answers[call] = asyncio.get_running_loop().create_future()
+        try:
+            await self._publish(agent, call, body)
+            return await asyncio.wait_for(answer, TIMEOUT_S)
+        finally:
+            del self._answers[call]
+
+    async def stream(self, agent: str, body: bytes) -> AsyncIterator[bytes]:
+        """Yield the chunks of a streamed answer as they come."""
+        call = uuid4().hex
+        frames = self._streams[call] = asyncio.Queue()
+        try:
+            await self._publish(agent, call, body)
+            async with asyncio.timeout(TIMEOUT_S):
+                while ((frame := await frames.get()).headers or {}).get("kind") != "final":
+                    yield frame.data
+        finally:
+            del self._streams[call]
+
+    async def _publish(self, agent: str, call: str, body: bytes) -> None:
+        headers = {
+            "reply_to": f"agent.{self._address}.{call}",
+            "correlation_id": call,
+            "Nats-Msg-Id": call,
+        }
+        await self._stream.publish_async(f"agent.{agent}.inbox", body, headers=headers)
+
+    async def _on_reply(self, message: Msg) -> None:
+        call = message.subject.rpartition(".")[2]
+        if (answer := self._answers.get(call)) is not None:
+            answer.set_result(message.data)
+        elif (frames := self._streams.get(call)) is not None:
+            frames.put_nowait(message)
+
+
+@asynccontextmanager
+async def calling(url: str) -> AsyncIterator[HandCaller]:
+    """Connect somebody who asks, and close at the end."""
+    async with opened(url) as client:
+        caller = HandCaller(client)
+        await caller.listen()
+        yield caller

@@ -57,10 +57,11 @@ class HttpConnection:
         await self.finish()
         return took_s
 
-    async def finish(self) -> None:
-        """Read to the end of a stream that ended as it should."""
-        await self.read_past(b"data: [DONE]\n\n")
+    async def finish(self) -> bytes:
+        """Read to the end of a stream that ended as it should, and return what was left of it."""
+        rest = await self.read_past(b"data: [DONE]\n\n")
         await self.read_past(b"0\r\n\r\n")
+        return rest
 
     async def read_past(self, marker: bytes) -> bytes:
         """Read until `marker` has come, and return what came with it."""

@@ -6,7 +6,6 @@ Each page is painted beside an empty one of the same server, in turns.
 
 import argparse
 import asyncio
-import os
 import shutil
 import statistics
 from collections.abc import AsyncIterator, Sequence
@@ -22,6 +21,7 @@ from scripts.benchmarks.figures import Figure, Limit, NotRun, Row, report
 from scripts.benchmarks.processes import Mesh, mesh_run
 from scripts.benchmarks.rates import Pace
 from scripts.benchmarks.registrations import registered, until_listed
+from scripts.benchmarks.resources import percent_of_a_core
 
 PAINT: Final = (
     "new Promise((done) => new PerformanceObserver((list) => "
@@ -101,7 +101,7 @@ async def watched(pace: Pace) -> list[Row]:
     async with AsyncExitStack() as stack:
         meshes = [await stack.enter_async_context(fresh_mesh()) for _ in range(2)]
         for mesh in meshes:
-            await stack.enter_async_context(mesh_run(mesh, ECHO, "echo"))
+            await stack.enter_async_context(mesh_run(mesh.nats_url, ECHO, "echo"))
             await until_listed(mesh, ["echo"])
         alone, seen = meshes
         async with opened(seen, ("/", "/flow", "/agent/echo"), WATCHING_PAGES):
@@ -132,19 +132,6 @@ async def follow(http: httpx2.AsyncClient, url: str) -> None:
     async with http.stream("GET", url, headers={"accept": "text/event-stream"}) as answer:
         async for _ in answer.aiter_raw():
             pass
-
-
-async def percent_of_a_core(pid: int, for_s: float) -> float:
-    """Return how much of a core a process takes."""
-    before = _cpu_s(pid)
-    await asyncio.sleep(for_s)
-    return (_cpu_s(pid) - before) / for_s * 100
-
-
-def _cpu_s(pid: int) -> float:
-    with open(f"/proc/{pid}/stat") as file:
-        fields = file.read().rpartition(") ")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def main(arguments: list[str]) -> None:

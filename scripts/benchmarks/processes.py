@@ -1,16 +1,19 @@
 """The processes of a bench, the mesh among them: started, waited for, looked at, ended."""
 
 import asyncio
+import json
 import os
 import re
+import socket
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from mesh.child import Child
+from scripts.benchmarks.resources import commands_below
 
 ROOT: Final = Path(__file__).parents[2]
 START_S: Final = 120.0
@@ -26,6 +29,7 @@ class Spoken:
     """What a process has printed so far."""
 
     name: str
+    pid: int = 0
     lines: list[str] = field(default_factory=list)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -54,6 +58,21 @@ class Spoken:
             raise BenchError(message) from None
 
 
+def tell(measured: Mapping[str, float]) -> None:
+    """Print what this process has measured, for the bench that has started it."""
+    print(json.dumps(measured), flush=True)
+
+
+async def told_by(child: Spoken, *, within_s: float = START_S) -> dict[str, float]:
+    """Return what a process has measured.
+
+    Raises:
+        BenchError: it does not tell in time.
+    """
+    found: dict[str, float] = json.loads(await child.says(r"^\{.*\}$", within_s=within_s))
+    return found
+
+
 @asynccontextmanager
 async def running(
     name: str, command: Sequence[str | Path], **environ: str
@@ -61,6 +80,7 @@ async def running(
     """Run a process to the end of the block. `environ` is added to a clean environment."""
     spoken = Spoken(name)
     child = await Child.start(command, spoken.hear, environ={**clean_environ(), **environ})
+    spoken.pid = child.pid
     try:
         yield spoken
         if child.returncode:
@@ -76,6 +96,27 @@ def python(module: str, *arguments: str, venv: str = "") -> list[str]:
     return [interpreter, "-m", module, *arguments]
 
 
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A checkout whose mesh is run."""
+
+    folder: Path
+    """Where its packages `mesh`, `handlers` and `schemas` are, and this bench as `scripts`."""
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """What its processes need in their environment."""
+        return {"PYTHONPATH": str(self.folder)}
+
+    def python(self, module: str, *arguments: str) -> list[str]:
+        """Return the command that runs a module of this checkout, in its folder."""
+        command = python(module, *arguments)
+        return command if self.folder == ROOT else ["env", "-C", str(self.folder), *command]
+
+
+HERE: Final = Tree(ROOT)
+
+
 def clean_environ() -> dict[str, str]:
     """Return our environment without any settings of the mesh."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MESH_")}
@@ -89,66 +130,80 @@ class Mesh:
     nats_url: str
     http_url: str
     """Without the `/v1`."""
-    http_pid: int
+    pid: int
+    """Of `mesh up` itself, the parent of the others."""
+
+    @property
+    def broker_pid(self) -> int:
+        """The process of the broker that runs now."""
+        return _pid_below(self.pid, lambda command: "nats-server" in command[0])
+
+    @property
+    def control_pid(self) -> int:
+        """The process of the control plane."""
+        return _pid_below(self.pid, lambda command: command[-2:] == ["up", "control"])
+
+    @property
+    def http_pid(self) -> int:
+        """The process of the door."""
+        return _pid_below(self.pid, lambda command: command[-2:] == ["up", "http"])
 
 
 @asynccontextmanager
-async def mesh_up(folder: Path) -> AsyncIterator[Mesh]:
-    """Run `mesh up` on free ports, with its data in `folder`."""
+async def mesh_up(folder: Path, tree: Tree = HERE) -> AsyncIterator[Mesh]:
+    """Run `mesh up` on free ports, with its data in `folder`, and wait until it is ready."""
+    async with starting_mesh(folder, tree=tree) as said:
+        nats_url = await said.says(r"NATS\s+(nats://\S+)")
+        http_url = await said.says(r"OpenAI\s+(http://\S+)/v1")
+        yield Mesh(nats_url, http_url, said.pid)
+
+
+def starting_mesh(
+    folder: Path, *, port: int = 0, tree: Tree = HERE
+) -> AbstractAsyncContextManager[Spoken]:
+    """Run `mesh up`, with its broker on `port`, and wait for nothing."""
     environ = {
         "MESH_DATA_DIR": str(folder),
         "MESH_NODE": "node1",
-        "MESH_NATS_PORT": "0",
+        "MESH_NATS_PORT": str(port),
         "MESH_NATS_MONITOR_PORT": "0",
         "MESH_HTTP_PORTS": "0",
     }
-    async with running("mesh up", python("mesh", "up"), **environ) as said:
-        nats_url = await said.says(r"NATS\s+(nats://\S+)")
-        http_url = await said.says(r"OpenAI\s+(http://\S+)/v1")
-        yield Mesh(nats_url, http_url, _pid_of("mesh", "up", "http"))
+    return running("mesh up", tree.python("mesh", "up"), **environ, **tree.environ)
 
 
 @asynccontextmanager
-async def mesh_run(mesh: Mesh, target: str, *ids: str) -> AsyncIterator[None]:
-    """Run the agents `ids` of `module:attribute` with `mesh run`."""
-    environ = {"MESH_NATS_URL": mesh.nats_url, "MESH_NODE": "node1"}
-    async with running("mesh run", python("mesh", "run", target), **environ) as said:
+async def mesh_run(
+    nats_url: str, target: str, *ids: str, tree: Tree = HERE
+) -> AsyncIterator[Spoken]:
+    """Run the agents `ids` of `module:attribute` with `mesh run`, and wait until they answer."""
+    async with starting_host(nats_url, target, tree=tree) as said:
         for agent in ids:
             await said.says(f"agent {agent} runs on")
-        yield
+        yield said
 
 
-def _pid_of(*arguments: str) -> int:
-    """Return the process among our descendants whose command ends with `arguments`."""
-    wanted = [argument.encode() for argument in arguments]
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdecimal() or not _is_ours(int(folder.name)):
-            continue
-        command = (folder / "cmdline").read_bytes().split(b"\0")[:-1]
-        if command[-len(wanted) :] == wanted:
-            return int(folder.name)
-    raise BenchError(f"no process of ours runs {' '.join(arguments)}")
+def starting_host(
+    nats_url: str, target: str, *, tree: Tree = HERE
+) -> AbstractAsyncContextManager[Spoken]:
+    """Run `mesh run`, and wait for nothing."""
+    environ = {"MESH_NATS_URL": nats_url, "MESH_NODE": "node1", **tree.environ}
+    return running("mesh run", tree.python("mesh", "run", target), **environ)
 
 
-def _is_ours(pid: int) -> bool:
-    while pid > 1:
-        if pid == os.getpid():
-            return True
-        try:
-            pid = int(_status(pid, "PPid"))
-        except OSError:
-            return False
-    return False
+def free_ports(count: int) -> list[int]:
+    """Return ports of loopback that nobody listens on now."""
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:  # All open at once, so that no port comes twice.
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
 
 
-def rss_mb(pid: int) -> float:
-    """Return the resident memory of a process, in MB of a million bytes."""
-    return int(_status(pid, "VmRSS").removesuffix("kB")) * 1024 / 1e6
-
-
-def _status(pid: int, name: str) -> str:
-    text = Path(f"/proc/{pid}/status").read_text()
-    found = re.search(rf"^{name}:\s*(.*)$", text, re.MULTILINE)
-    if found is None:
-        raise BenchError(f"/proc/{pid}/status has no {name}")
-    return found[1].strip()
+def _pid_below(pid: int, is_wanted: Callable[[list[str]], bool]) -> int:
+    for one, command in commands_below(pid):
+        if command and is_wanted(command):
+            return one
+    raise BenchError(f"process {pid} has not started what was expected")

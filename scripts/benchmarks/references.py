@@ -2,7 +2,6 @@
 
 import asyncio
 import secrets
-import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -10,7 +9,15 @@ from typing import Final
 
 from scripts.benchmarks import hand
 from scripts.benchmarks.peers import bare_agent
-from scripts.benchmarks.processes import ROOT, BenchError, Mesh, python, running
+from scripts.benchmarks.processes import (
+    ROOT,
+    BenchError,
+    Mesh,
+    Spoken,
+    free_ports,
+    python,
+    running,
+)
 from scripts.benchmarks.wrk import Target
 
 LISTENING: Final = r"listening on (http://\S+)"
@@ -27,19 +34,33 @@ model_list:
 @asynccontextmanager
 async def bare(mesh: Mesh) -> AsyncIterator[Target]:
     """Run the bare door and the agent behind it, on the mesh's own broker and streams."""
+    async with bare_agent_of(mesh), bare_door_of(mesh) as door:
+        yield door
+
+
+@asynccontextmanager
+async def bare_agent_of(mesh: Mesh) -> AsyncIterator[Spoken]:
+    """Run the agent by hand, on the mesh's own broker and streams."""
     await hand.declare_mailbox(mesh.nats_url, bare_agent.NAME)
-    agent = python("scripts.benchmarks.peers.bare_agent", mesh.nats_url)
-    door = python("scripts.benchmarks.peers.bare_door", mesh.nats_url)
-    async with running("bare agent", agent) as answering, running("bare door", door) as serving:
-        await answering.says("ready")
-        yield Target(await serving.says(LISTENING), bare_agent.NAME)
+    command = python("scripts.benchmarks.peers.bare_agent", mesh.nats_url)
+    async with running("bare agent", command) as agent:
+        await agent.says("ready")
+        yield agent
+
+
+@asynccontextmanager
+async def bare_door_of(mesh: Mesh) -> AsyncIterator[Target]:
+    """Run the bare door; the agent by hand answers behind it."""
+    command = python("scripts.benchmarks.peers.bare_door", mesh.nats_url)
+    async with running("bare door", command) as door:
+        yield Target(await door.says(LISTENING), bare_agent.NAME)
 
 
 @asynccontextmanager
 async def guide() -> AsyncIterator[Target]:
     """Run the guide's own design: two routers, the registry and the agent."""
     names = ("registry", "node1", "node2", "agent")
-    ports = dict(zip(names, _free_ports(len(names)), strict=True))
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
     urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
     environs = {
         "registry": {},
@@ -73,7 +94,8 @@ async def litellm(folder: Path) -> AsyncIterator[Target]:
         options = ("--config", str(config), "--host", "127.0.0.1", "--port", "0")
         command = (program, *options, "--telemetry", "False")
         async with running("litellm", command, **environ) as proxy:
-            yield Target(await proxy.says(UVICORN), "upstream", key)
+            header = f"authorization: Bearer {key}"
+            yield Target(await proxy.says(UVICORN), "upstream", header)
 
 
 async def environment(name: str) -> None:
@@ -85,13 +107,3 @@ async def environment(name: str) -> None:
     process = await asyncio.create_subprocess_exec(str(ROOT / "scripts" / "setup"), name)
     if await process.wait():
         raise BenchError(f"scripts/setup {name} failed, see above")
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:  # All open at once, so that no port comes twice.
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports

@@ -1,7 +1,6 @@
 """A mesh of many agents: announces them to the registrar, and times the list of models."""
 
 import asyncio
-import statistics
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,6 +17,7 @@ from schemas.card import AgentCard
 from schemas.registry import Announcement, Instance, Role
 from scripts.benchmarks.figures import Figure, Limit
 from scripts.benchmarks.http_client import connected
+from scripts.benchmarks.loads import quantiles_ms
 from scripts.benchmarks.processes import BenchError, Mesh
 
 HOSTS: Final = 10
@@ -29,19 +29,25 @@ SEEN_S: Final = 20.0
 async def listing(mesh: Mesh, count: int) -> list[Figure]:
     """Register `count` agents, and time `GET /v1/models` on one connection."""
     ids = [f"model{number}" for number in range(count)]
-    async with registered(mesh, ids) as took_s, connected(mesh.http_url) as connection:
+    async with registered(mesh, ids) as took_s:
         await until_listed(mesh, ids)
-        times_ms = []
+        figures = await list_times(mesh, count)
+    return [*figures, Figure(f"announcing {count} agents, s", took_s)]
+
+
+async def list_times(mesh: Mesh, count: int) -> list[Figure]:
+    """Time `GET /v1/models` on one connection, of a mesh that has `count` agents."""
+    times_s = []
+    async with connected(mesh.http_url) as connection:
         for _ in range(REQUESTS):
             start = time.perf_counter()
             await connection.get("/v1/models")
-            times_ms.append((time.perf_counter() - start) * 1e3)
-    times_ms.sort()
+            times_s.append(time.perf_counter() - start)
+    taken = quantiles_ms(times_s)
     name = f"/v1/models with {count} agents"
     return [
-        Figure(f"{name}: p50 ms", statistics.median(times_ms), Limit(most=20, unit="ms")),
-        Figure(f"{name}: p99 ms", times_ms[REQUESTS * 99 // 100]),
-        Figure(f"announcing {count} agents, s", took_s),
+        Figure(f"{name}: p50 ms", taken["p50_ms"], Limit(most=20, unit="ms")),
+        Figure(f"{name}: p99 ms", taken["p99_ms"]),
     ]
 
 
@@ -90,4 +96,4 @@ async def _beat(connection: Connection, instance: Instance) -> None:
     async def nothing() -> None:
         """It is being announced."""
 
-    await beat_forever(connection, instance, interval_s=HEARTBEAT_S, on_forgotten=nothing)
+    await beat_forever(connection, lambda: instance, interval_s=HEARTBEAT_S, on_forgotten=nothing)

@@ -9,7 +9,8 @@ from scripts.benchmarks import wrk
 from scripts.benchmarks.figures import Figure, Limit, Pairs, of_rounds
 from scripts.benchmarks.http_client import HttpConnection, connected
 from scripts.benchmarks.peers.waiting_agents import END, FIRST, IDS
-from scripts.benchmarks.processes import Mesh, rss_mb
+from scripts.benchmarks.processes import Mesh
+from scripts.benchmarks.resources import memory_of
 from scripts.benchmarks.wrk import Target
 
 WARM_UP: Final = 20
@@ -41,14 +42,14 @@ async def _median_ms(connection: HttpConnection, target: Target, requests: int) 
 
 async def idle(mesh: Mesh, count: int) -> list[Figure]:
     """Keep `count` streams open that have begun and say nothing, and look at the memory."""
-    base_mb = rss_mb(mesh.http_pid)
+    base_mb = memory_of(mesh.http_pid).rss_mb
     async with AsyncExitStack() as stack:
         streams: list[HttpConnection] = []
         while len(streams) < count:
             places = range(len(streams), min(len(streams) + AT_ONCE, count))
             streams += await asyncio.gather(*(_begin(stack, mesh, place) for place in places))
         await asyncio.sleep(IDLE_S)
-        full_mb = rss_mb(mesh.http_pid)
+        full_mb = memory_of(mesh.http_pid).rss_mb
         await asyncio.gather(*(_end(mesh, agent) for agent in IDS))
         await asyncio.gather(*(stream.finish() for stream in streams))
     return [

@@ -29,11 +29,16 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Whom to ask: a base URL without `/v1`, a model, and the key if it wants one."""
+    """Whom to ask, and what."""
 
     url: str
+    """Without the path."""
     model: str
-    key: str = ""
+    header: str = ""
+    """As `name: value`, if it wants one."""
+    path: str = "/v1/chat/completions"
+    body: bytes = b""
+    """Empty for a chat request."""
 
 
 def is_installed() -> bool:
@@ -53,12 +58,11 @@ async def measure(target: Target, connections: int, seconds: float) -> Point:
     Raises:
         BenchError: a request failed, or none was answered.
     """
-    environ = {**os.environ, "BENCH_BODY": question(target.model).decode()}
-    if target.key:
-        environ["BENCH_KEY"] = target.key
+    body = target.body or question(target.model)
+    environ = {**os.environ, "BENCH_BODY": body.decode(), "BENCH_HEADER": target.header}
     process = await asyncio.create_subprocess_exec(
         *("wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "30s"),
-        *("-s", str(SCRIPT), f"{target.url}/v1/chat/completions"),
+        *("-s", str(SCRIPT), target.url + target.path),
         env=environ,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,

@@ -6,6 +6,7 @@ The same work as `handlers.echo`, on nats-py alone.
 import asyncio
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import orjson
@@ -26,8 +27,7 @@ async def answer(stream: JetStreamContext, message: Msg) -> None:
     if request.get("stream"):
         for chunk in chunks(call, text):
             await stream.publish_async(subject, chunk, headers={"kind": "chunk"})
-    final = {"correlation_id": call, "Nats-Msg-Id": f"{call}.final", "kind": "final"}
-    await stream.publish(subject, completion(call, text), headers=final)
+    await hand.answer_with(stream, message, completion(call, text))
 
 
 def completion(call: str, text: str) -> bytes:
@@ -38,16 +38,18 @@ def completion(call: str, text: str) -> bytes:
     return orjson.dumps({**head(call, "chat.completion"), "choices": [choice], "usage": usage})
 
 
-def chunks(call: str, text: str) -> list[bytes]:
+def chunks(call: str, text: str) -> Iterator[bytes]:
     """Encode an answer word by word, with the role before and the reason behind it."""
-    words = text.split(" ")
-    deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
-    deltas += [{"content": f"{' ' if place else ''}{word}"} for place, word in enumerate(words)]
     first = head(call, "chat.completion.chunk")
-    return [
-        orjson.dumps({**first, "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]})
-        for delta, reason in [*((one, None) for one in deltas), ({}, "stop")]
-    ]
+
+    def chunk(delta: dict[str, Any], reason: str | None = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "finish_reason": reason}
+        return orjson.dumps({**first, "choices": [choice]})
+
+    yield chunk({"role": "assistant", "content": ""})
+    for place, word in enumerate(text.split(" ")):
+        yield chunk({"content": f"{' ' if place else ''}{word}"})
+    yield chunk({}, "stop")
 
 
 def head(call: str, kind: str) -> dict[str, Any]:
