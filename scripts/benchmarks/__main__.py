@@ -13,6 +13,8 @@ MODULES: Final = {
     "peers": "beside_peers",
     "lookups": "lookups",
     "starts": "starts",
+    "agents": "many",
+    "backlog": "backlog",
     "look": "look",
     "pages": "pages",
     "all": "every",

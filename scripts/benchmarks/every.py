@@ -36,6 +36,8 @@ BENCHES: Final = (
     Bench("peers", left_out=NEEDS.format("peers")),
     Bench("lookups"),
     Bench("starts"),
+    Bench("agents"),
+    Bench("backlog"),
     Bench("look"),
     Bench("pages"),
 )
