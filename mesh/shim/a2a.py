@@ -27,7 +27,7 @@ from mesh.errors import (
 )
 from mesh.followers import follow_call
 from mesh.frames import Frame
-from mesh.ledger import CallRecord, read_record
+from mesh.ledger import CallRecord, read_answered
 from mesh.questions import encode_question
 from mesh.settings import DEFAULT_TIMEOUT_S
 from mesh.shim.door import Door
@@ -190,7 +190,7 @@ class A2A:
                     except MeshError:
                         if not call.is_done:  # This door closes. Else the record tells it.
                             raise
-        record = await read_record(self._door.connection, stored.id)
+        record = await read_answered(self._door.connection, stored.id)
         await exchange.answer({"task": _task(record, params.message.contextId)})
 
     async def _stream(self, exchange: "_Exchange") -> None:
@@ -211,7 +211,7 @@ class A2A:
             with suppress(TimeoutError, MeshError):  # The record tells it.
                 async with asyncio.timeout(CANCEL_PATIENCE_S):
                     await call.result()
-        record = await read_record(self._door.connection, record.call.id)
+        record = await read_answered(self._door.connection, record.call.id)
         await exchange.answer(_task(record, ""))
 
     async def _subscribe(self, exchange: "_Exchange") -> None:
@@ -243,7 +243,7 @@ class A2A:
         """Return the task that is asked for: a call of this agent."""
         params = codec.validate(TaskParams, exchange.request.params)
         try:
-            record = await read_record(self._door.connection, params.id)
+            record = await read_answered(self._door.connection, params.id)
         except CallNotFoundError:
             record = None
         if record is None or record.call.agent != exchange.agent:
