@@ -20,7 +20,7 @@ from mesh.errors import InvalidInputError
 from mesh.frames import Frame
 from mesh.uploads import put
 
-WRITE_BYTES: Final = 1024 * 1024
+WRITE_BYTES: Final = 512 * 1024
 """What is handed to a thread at once: each time costs as much as writing some 100 KB."""
 
 

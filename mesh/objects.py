@@ -38,8 +38,8 @@ Answer = TypeVar("Answer")
 
 CHUNK_BYTES: Final = 128 * 1024
 """As the object store has them."""
-WINDOW: Final = 16
-"""Chunks on their way: two megabytes, which is what an upload holds, and a download twice."""
+WINDOW: Final = 8
+"""Chunks on their way: a megabyte, which is what an upload holds, and a download twice."""
 BUCKET: Final = "bucket"
 """Field of a `StorageFullError`: it is the object store that is full, and not a stream."""
 LAG_S: Final = 5.0
@@ -86,7 +86,7 @@ async def read(connection: Connection, claim: Claim) -> bytes:
 
 
 async def read_chunks(connection: Connection, claim: Claim) -> AsyncGenerator[bytes, None]:
-    """Yield an object in pieces, four megabytes ahead at most.
+    """Yield an object in pieces, and read one or two megabytes ahead.
 
     That it is whole, and what was meant, is known at the end: until then believe nothing of it.
 

@@ -47,7 +47,7 @@ async def put(
 ) -> Claim:
     """Store what `source` yields, and return the claim on it once JetStream has all of it.
 
-    The pieces may have any size; no more than two megabytes are held. It is kept for a day, or
+    The pieces may have any size; few megabytes of it are held at once. It is kept for a day, or
     for `lifetime_s`. When it cannot be stored, or this is cancelled, nothing of it stays.
 
     Raises:

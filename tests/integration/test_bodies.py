@@ -99,6 +99,22 @@ async def test_a_streamed_answer_may_be_larger_than_a_message(
     assert "".join(parts) == reply.text == whole
 
 
+async def test_a_part_of_an_answer_may_be_larger_than_a_message(
+    agent_id: str, running: Running, client: MeshClient
+) -> None:
+    """It comes as several, whatever is in it."""
+    agent, text = Agent(agent_id), "\x01\N{SNOWMAN}" * 400_000
+
+    @agent.chat
+    async def answer(request: ChatRequest) -> AsyncIterator[str]:
+        yield text
+
+    async with running(agent):
+        parts = [part async for part in client.stream(agent_id, "all of it")]
+    assert len(parts) == 8
+    assert "".join(parts) == text
+
+
 async def test_what_travels_is_a_claim(
     agent_id: str, running: Running, client: MeshClient, bare: Client
 ) -> None:
