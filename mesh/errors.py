@@ -22,6 +22,7 @@ Our exception hierarchy:
     │  ├─ PortInUseError           .port
     │  └─ DataDirError             .path
     ├─ PartFailedError             .name .exit_code
+    ├─ DoorBusyError
     ├─ RegistryError
     │  ├─ AgentNotFoundError       .agent .suggestions
     │  ├─ NodeNotFoundError        .node
@@ -194,6 +195,12 @@ class PartFailedError(MeshError):
     """A process that `mesh up` supervises ended before it was ready."""
 
     code = "part_failed"
+
+
+class DoorBusyError(MeshError):
+    """The HTTP door holds as many large bodies as it has memory for."""
+
+    code = "door_busy"
 
 
 class RegistryError(MeshError):

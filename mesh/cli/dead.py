@@ -267,5 +267,8 @@ def _day(letter: "DeadLetter") -> str:
 
 
 def _preview(letter: "DeadLetter") -> str:
+    if letter.body_claim:
+        _, size, *_ = *letter.body_claim.split(" "), "?", "?"
+        return f"({exits.plain(size[:15])} bytes in the object store)"
     text = " ".join(exits.plain(letter.body[:400].decode(errors="replace")).split())
     return text if len(text) <= PREVIEW_CHARS else f"{text[: PREVIEW_CHARS - 1]}…"

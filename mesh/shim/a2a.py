@@ -32,7 +32,7 @@ from mesh.questions import encode_question
 from mesh.settings import DEFAULT_TIMEOUT_S
 from mesh.shim.door import Door
 from mesh.shim.guard import owner_of, require_agent
-from mesh.shim.http import base_url, read_body, read_headers, send_json
+from mesh.shim.http import BodyRoom, base_url, read_body, read_headers, send_json
 from mesh.shim.idempotency import call_id_of, find_call
 from mesh.shim.operations import Operation, Tag
 from mesh.shim.rules import Rules
@@ -164,7 +164,7 @@ class A2A:
         """Answer one request. What is wrong with it is told by JSON-RPC, with status 200."""
         exchange = _Exchange(scope, receive, send)
         try:
-            await exchange.read(self._door.limit_bytes)
+            await exchange.read(self._door.limit_bytes, self._door.body_room)
             require_agent(scope, exchange.agent)
             self._door.client.directory.standing(exchange.agent)
             method = exchange.request.method
@@ -279,9 +279,9 @@ class _Exchange:
         self.agent: str = scope["path_params"]["id"]
         self.request = RpcRequest(jsonrpc="2.0", method="")
 
-    async def read(self, limit_bytes: int) -> None:
+    async def read(self, limit_bytes: int, room: BodyRoom) -> None:
         """Read it. Raises `RpcError`, and what `read_body` raises."""
-        body = await read_body(self.scope, self.receive, limit_bytes)
+        body = await read_body(self.scope, self.receive, limit_bytes, room)
         try:
             value = codec.loads(body)
         except InvalidInputError as error:

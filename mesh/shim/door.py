@@ -17,12 +17,15 @@ from mesh.connection import Connection
 from mesh.objects import takes_large_bodies
 from mesh.presence import People
 from mesh.settings import DEFAULT_HTTP_BODY_MAX_BYTES
+from mesh.shim.http import BodyRoom
 from mesh.shim.matrix import MatrixBridge
 from mesh.shim.sse import PACE, Pace
 from mesh.shim.waiting import Patrol, Waiting
 
 HEADER_ROOM_BYTES: Final = 2048
 """What our headers of a request take at most: they count against the broker's limit."""
+LARGE_AT_ONCE: Final = 16
+"""So many bodies of the largest size a door holds; it takes several times as much for each."""
 
 
 class Door:
@@ -55,6 +58,7 @@ class Door:
         self.public_url = public_url.rstrip("/")
         """By which address clients reach it; empty: by the one that they name."""
         self._body_max_bytes = body_max_bytes
+        self.body_room = BodyRoom(LARGE_AT_ONCE * body_max_bytes)
         self.pace = pace
         """Of streamed answers."""
         self.monitor_url = monitor_url

@@ -105,7 +105,8 @@ class Responses:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. What fails before the call is sent is raised as a `MeshError`."""
-        request = read_request(await read_body(scope, receive, self._door.limit_bytes))
+        body = await read_body(scope, receive, self._door.limit_bytes, self._door.body_room)
+        request = read_request(body)
         headers, fields = read_headers(scope), request.model_extra or {}
         target = read_target(request.model, fields, headers)
         require_agent(scope, target.agent)

@@ -107,6 +107,7 @@ TABLE: Final[dict[type[MeshError], Row]] = {
     errors.PortInUseError: _INTERNAL,
     errors.DataDirError: _INTERNAL,
     errors.PartFailedError: _INTERNAL,
+    errors.DoorBusyError: Row(503, SERVER, "too_many_large_bodies", retry_after_s=_RETRY_SOON_S),
     errors.RegistryError: _INTERNAL,
     errors.AgentNotFoundError: Row(
         404, BAD_REQUEST, "model_not_found", param="model", ends_calls=True

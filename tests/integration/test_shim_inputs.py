@@ -143,6 +143,26 @@ async def test_a_body_over_the_limit(
         assert (await http.post(CHAT, json=ask(GOOD))).status_code == 200
 
 
+async def test_large_bodies_that_are_answered_leave_room(
+    connection: Connection, running: Running, directory: Directory
+) -> None:
+    """However many come one after the other, by every door, refused ones among them."""
+    agent_id = "roomy-agent"
+    body = ask(agent_id) | {"messages": [{"role": "user", "content": "x" * 1_500_000}]}
+    message = {"message": "x" * 1_500_000}
+    async with (
+        serving(connection, directory, body_max_bytes=LIMIT) as base,
+        httpx2.AsyncClient(base_url=base, timeout=10) as client,
+        online(running, directory, replier(agent_id)),
+    ):
+        for _ in range(12):
+            assert (await client.post(CHAT, json=body)).status_code == 200
+            direct = await client.post(f"/api/agent/{agent_id}/chat", json=message)
+            assert direct.status_code == 200
+            refused = await client.post(CHAT, json=body | {"model": "nobody-at-all"})
+            assert refused.status_code == 404
+
+
 @pytest.mark.parametrize("size", [1_040_000, 1_046_528, LIMIT])
 async def test_a_body_at_the_limit_is_carried(
     http: httpx2.AsyncClient, running: Running, directory: Directory, size: int
