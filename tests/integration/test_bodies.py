@@ -26,7 +26,7 @@ from mesh.ledger import read_record
 from mesh.questions import encode_question
 from mesh.streams import BODIES, INBOX, REPLY
 from mesh.subjects import inbox
-from tests.calls import Held, offline
+from tests.calls import Held, client_at, offline
 from tests.conftest import Running, until
 
 LARGE = "x" * 3_000_000
@@ -215,6 +215,23 @@ async def test_a_question_that_nobody_began_is_removed(
             return not await objects_of(bare, call_id)
 
         await until(is_gone)
+
+
+async def test_a_question_whose_sender_is_gone_is_removed_when_it_is_cancelled(
+    agent_id: str, running: Running, client: MeshClient, nats_url: str, bare: Client
+) -> None:
+    """As after Ctrl-C: the control plane takes both out."""
+    await offline(running, client, agent_id)
+    async with client_at(nats_url) as leaving:
+        call = await leaving.start(agent_id, encode_question(agent_id, LARGE, stream=False))
+        await until(lambda: call.sequence > 0)
+        assert len(await objects_of(bare, call.id)) == 1
+        leaving.abandon(call)
+
+    async def is_gone() -> bool:
+        return not await objects_of(bare, call.id)
+
+    await until(is_gone)
 
 
 async def test_a_detached_question_is_removed_by_its_agent(
