@@ -34,6 +34,8 @@ CHUNK_ROOM_BYTES: Final = 1024
 SLOWEST_BYTES_PER_S: Final = 125_000
 """1 Mbit/s. The first chunks of an upload that expire must outlive it."""
 SPARE_S: Final = 30.0
+DISCARD_S: Final = 2.0
+"""How long the failure of an upload may take, to take back what was sent."""
 
 
 async def put(
@@ -48,7 +50,8 @@ async def put(
     """Store what `source` yields, and return the claim on it once JetStream has all of it.
 
     The pieces may have any size; few megabytes of it are held at once. It is kept for a day, or
-    for `lifetime_s`. When it cannot be stored, or this is cancelled, nothing of it stays.
+    for `lifetime_s`. When it cannot be stored, or this is cancelled, what was sent is taken back,
+    if that is possible within two seconds; what a dead process leaves is gone after a day.
 
     Raises:
         PayloadTooLargeError: see `require_storable`; `size_bytes` None is not known before.
@@ -64,7 +67,8 @@ async def put(
                 await upload.add(chunk)
             return await upload.finish(file_name)
     except BaseException as error:
-        connection.tasks.start(upload.discard())
+        # Whoever was cancelled may be about to close the connection.
+        await asyncio.wait({connection.tasks.start(upload.discard())}, timeout=DISCARD_S)
         if isinstance(error, StorageFullError):
             message = f"no room for large bodies: {error.message}"
             fields = {**error.fields, BUCKET: subjects.BODIES_BUCKET}
@@ -105,7 +109,13 @@ class _Upload:
         # A repeat of one whose acknowledgement was lost is stored once.
         headers = {h.MSG_ID: f"{self._nuid}.{self._chunks}", **self._ttl()}
         self._chunks += 1
-        future = await self._publisher.submit(self._subject, chunk, headers)
+        try:
+            future = await self._publisher.submit(self._subject, chunk, headers)
+        except BrokerUnreachableError as error:
+            # The buffer of a lost connection is full: it is sent when that is back.
+            future = asyncio.get_running_loop().create_future()
+            future.set_exception(AckLostError(f"not sent: {error}"))
+            future.exception()  # It may never be awaited: not an unretrieved exception.
         self._pending.append(_Sent(chunk, headers, future))
 
     async def finish(self, file_name: str) -> Claim:

@@ -19,6 +19,7 @@ from mesh.connection import Connection, open_connection
 from mesh.errors import (
     AckLostError,
     BodyLostError,
+    BrokerUnreachableError,
     PayloadTooLargeError,
     StorageFullError,
     TransportError,
@@ -82,6 +83,8 @@ async def test_chunks_that_are_sent_again_keep_their_order(
         number += 1
         if number % 5 != 2:
             return await submit(subject, body, headers)
+        if number % 3 == 2:
+            raise BrokerUnreachableError("the buffer is full, says the test")
         if number % 2:
             await (await submit(subject, body, headers))
         lost: asyncio.Future[PubAck] = asyncio.get_running_loop().create_future()
