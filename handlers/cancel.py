@@ -13,9 +13,11 @@ from nats.js.errors import APIError
 
 from mesh import headers as h
 from mesh import stand_in, streams, subjects
+from mesh.claims import claims_in
 from mesh.connection import Connection
 from mesh.errors import CallCancelledError
 from mesh.history import read_at
+from mesh.objects import try_remove
 from schemas.frame import CancelBody
 
 logger = logging.getLogger(__name__)
@@ -57,4 +59,6 @@ async def on_cancel(
         await connection.client.jsm(timeout=10.0).delete_msg(streams.INBOX, cancel.sequence)
     except APIError as error:
         logger.debug("message %d is gone already: %s", cancel.sequence, error)
+    # Who sent it may be gone as well, after Ctrl-C say.
+    await try_remove(connection, claims_in(message.headers))
     logger.info("call %s of agent %s is cancelled", call, agent)

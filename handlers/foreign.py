@@ -21,10 +21,16 @@ from nats.aio.msg import Msg
 
 from mesh import headers as h
 from mesh import registry, subjects
+from mesh.attachments import put_body, read_body
 from mesh.background import BackgroundTasks
 from mesh.connection import Connection
 from mesh.delivery import Delivery
-from mesh.errors import SettingsError
+from mesh.errors import (
+    BodyLostError,
+    InvalidInputError,
+    PayloadTooLargeError,
+    SettingsError,
+)
 from mesh.heartbeat import beat_forever
 from mesh.pings import write_pong
 from mesh.replies import ReplyWriter, frame_lifetime_s
@@ -64,22 +70,36 @@ class MeshReplies(BaseMiddleware[NatsPublishCommand, Msg]):
         self._instance = instance
 
     async def on_receive(self) -> None:
-        """Answer a ping here, before filters, decoders, the handler and its publishers."""
-        if self._is_ping():
-            await self._answer_ping(self.msg)
-            # Ends the processing of this message; it is acknowledged already.
-            raise AckMessage
+        """Answer a ping here, before filters, decoders, the handler and its publishers.
 
-    def _is_ping(self) -> bool:
+        A body that fits into no message is fetched: the handler gets it as if it had.
+        """
+        if self._is_request(h.PING):
+            await self._answer(self.msg, lambda writer: write_pong(writer, self._agent))
+        elif self._is_request(h.BODY):
+            await self._fetch_body(self.msg)
+
+    def _is_request(self, header: str) -> bool:
         # A batch of messages, or a change of a bucket, is no `Msg`.
         return (
             isinstance(self.msg, Msg)
-            and h.PING in (self.msg.headers or {})
+            and header in (self.msg.headers or {})
             and self.msg.reply.startswith(_JETSTREAM_ACK)
             and f"{self.msg.subject}.".startswith(f"{subjects.inbox(self._agent)}.")
         )
 
-    async def _answer_ping(self, msg: Msg) -> None:
+    async def _fetch_body(self, msg: Msg) -> None:
+        renewing = asyncio.create_task(_renew_forever(msg))
+        try:
+            msg.data = await read_body(self._connection, (msg.headers or {})[h.BODY])
+        except (BodyLostError, InvalidInputError) as error:
+            lost = error
+            await self._answer(msg, lambda writer: writer.error(lost))
+        finally:
+            renewing.cancel()
+
+    async def _answer(self, msg: Msg, write: Callable[[ReplyWriter], Awaitable[None]]) -> None:
+        """Answer in the place of the handler, which does not see the request."""
         delivery = Delivery.read(self._connection.client, msg)
         headers = h.RequestHeaders.read(msg.headers)
         place = (self._instance.node, self._instance.instance)
@@ -88,9 +108,11 @@ class MeshReplies(BaseMiddleware[NatsPublishCommand, Msg]):
         if address is None:
             logger.warning("%s: refused to answer on %r", self._agent, headers.reply_to[:120])
             await msg.term()
-            return
-        await write_pong(ReplyWriter(self._connection, address), self._agent)
-        await msg.ack()
+        else:
+            await write(ReplyWriter(self._connection, address))
+            await msg.ack()
+        # Ends the processing of this message; it is acknowledged already.
+        raise AckMessage
 
     async def consume_scope(
         self, call_next: Callable[[StreamMessage[Any]], Awaitable[Any]], msg: StreamMessage[Any]
@@ -115,7 +137,16 @@ class MeshReplies(BaseMiddleware[NatsPublishCommand, Msg]):
             h.TTL: h.ttl(frame_lifetime_s(left_s)),
             **cmd.headers_to_publish(),
         }
-        return await self._connection.publisher.publish(cmd.destination, body, headers)
+        publish = self._connection.publisher.publish
+        try:
+            return await publish(cmd.destination, body, headers)
+        except PayloadTooLargeError:
+            if cmd.destination == subjects.bare_reply(self._agent):
+                raise  # Who sent a bare message cannot follow a claim.
+            claim = await put_body(
+                self._connection, str(cmd.correlation_id), body, lifetime_s=frame_lifetime_s(left_s)
+            )
+            return await publish(cmd.destination, b"", {**headers, h.BODY: str(claim)})
 
 
 async def _renew_forever(message: Msg) -> None:

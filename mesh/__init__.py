@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mesh.agent import Agent
+    from mesh.attachments import Attachment
     from mesh.client import MeshClient, connect
     from mesh.context import CallContext
     from mesh.errors import MeshError
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Agent",
+    "Attachment",
     "CallContext",
     "ChatDelta",
     "ChatMessage",
@@ -30,6 +32,7 @@ __all__ = [
 
 _HOMES = {
     "Agent": "mesh.agent",
+    "Attachment": "mesh.attachments",
     "CallContext": "mesh.context",
     "Event": "mesh.events",
     "MeshClient": "mesh.client",

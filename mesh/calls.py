@@ -9,7 +9,10 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from mesh.attachments import Attachment, whole_frame
+from mesh.claims import Claim
 from mesh.completions import read_delta, read_reply
+from mesh.connection import Connection
 from mesh.errors import (
     CallCancelledError,
     CallTimeoutError,
@@ -62,7 +65,16 @@ class StoredCall:
 class Call:
     """One question, and what comes back until its final or error frame."""
 
-    def __init__(self, call_id: str, agent: str, reply_subject: str, timeout_s: float) -> None:
+    def __init__(
+        self,
+        call_id: str,
+        agent: str,
+        reply_subject: str,
+        timeout_s: float,
+        connection: Connection | None = None,
+    ) -> None:
+        self._connection = connection
+        """Over which an answer is read that fits into no message."""
         self.id = call_id
         self.agent = agent
         self.reply_subject = reply_subject
@@ -91,6 +103,11 @@ class Call:
     def is_done(self) -> bool:
         """Whether the call has ended."""
         return self._outcome is not None
+
+    @property
+    def failure(self) -> MeshError | None:
+        """Why the call has ended without an answer, if it has."""
+        return self._outcome if isinstance(self._outcome, MeshError) else None
 
     @property
     def misses_chunks(self) -> bool:
@@ -138,13 +155,26 @@ class Call:
 
         Raises:
             CallTimeoutError: the deadline passed.
+            BodyLostError: it fits into no message, and what lies beside it is gone or damaged.
             MeshError: what the agent, or the broker, said instead.
         """
         while self._outcome is None:
             await self._next_news()
         if isinstance(self._outcome, MeshError):
             raise self._outcome
+        if self._outcome.body_claim and self._connection is not None:
+            self._outcome = await whole_frame(self._connection, self._outcome)
         return self._outcome
+
+    async def file(self) -> Attachment | None:
+        """Wait for the answer, and return the file that came with it, if one did.
+
+        Raises what `result` raises.
+        """
+        frame = await self.result()
+        if not frame.file_claim or self._connection is None:
+            return None
+        return Attachment(self._connection, Claim.read(frame.file_claim))
 
     async def chunks(self) -> AsyncIterator[Frame]:
         """Yield the chunks of a streamed answer in order, until the final frame is in.
@@ -180,7 +210,10 @@ class Call:
 
     async def reply(self) -> ChatReply:
         """Wait for the whole answer. Raises what `result` raises."""
-        return read_reply(await self.result())
+        reply = read_reply(frame := await self.result())
+        if not frame.file_claim:
+            return reply
+        return reply.model_copy(update={"file": await self.file()})
 
     async def text(self) -> AsyncIterator[str]:
         """Yield the text of the answer as it comes, or at once when the agent does not stream.

@@ -13,6 +13,7 @@ from uuid import uuid4
 
 from mesh import headers as h
 from mesh import otlp, subjects
+from mesh.attachments import FileSource
 from mesh.callers import NO_LINEAGE, Caller, Lineage, new_instance_id
 from mesh.calls import Call, CallState, StoredCall
 from mesh.connection import Connection, open_connection
@@ -22,7 +23,7 @@ from mesh.inbox import ReplyInbox
 from mesh.outbox import Outbox, compose
 from mesh.publisher import PubAck
 from mesh.questions import Question, encode_question
-from mesh.retries import require_retry
+from mesh.retries import is_first, require_retry
 from mesh.settings import DEFAULT_TIMEOUT_S, Settings
 from mesh.trust.login import Login
 from schemas.chat import ChatReply
@@ -65,6 +66,7 @@ class MeshClient:
         agent: str,
         question: Question,
         *,
+        file: FileSource | None = None,
         node: str | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         wait: bool = True,
@@ -74,7 +76,8 @@ class MeshClient:
 
         An agent that is offline gets the question when it is back, if that is before the
         deadline; with `wait=False` it is an error at once. When the waiting is cancelled, so is
-        the call.
+        the call. `file` goes with the question: a path, bytes, or pieces as they come. A file that
+        comes with the answer is `reply.file`, to be read or saved for two minutes at least.
 
         Raises:
             AgentNotFoundError: no agent of this id was ever announced.
@@ -82,11 +85,15 @@ class MeshClient:
             MailboxFullError: too many requests wait for it already.
             CallTimeoutError: no answer within `timeout_s`.
             AgentFailedError: its handler raised.
+            PayloadTooLargeError: question or file are over MESH_BODY_MAX; in a secure mesh, over
+                what fits into a message.
+            StorageFullError: the broker has no room for them.
+            BodyLostError: the answer fits into no message, and what lies beside it is gone.
             MeshError: whatever else the agent said; the same class as was raised there.
         """
         body = encode_question(agent, question, stream=False)
         call = await self.start(
-            agent, body, node=node, timeout_s=timeout_s, wait=wait, lineage=lineage
+            agent, body, file=file, node=node, timeout_s=timeout_s, wait=wait, lineage=lineage
         )
         try:
             return await call.reply()
@@ -98,6 +105,7 @@ class MeshClient:
         agent: str,
         question: Question,
         *,
+        file: FileSource | None = None,
         node: str | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         wait: bool = True,
@@ -111,7 +119,7 @@ class MeshClient:
         """
         body = encode_question(agent, question, stream=True)
         call = await self.start(
-            agent, body, node=node, timeout_s=timeout_s, wait=wait, lineage=lineage
+            agent, body, file=file, node=node, timeout_s=timeout_s, wait=wait, lineage=lineage
         )
         try:
             async for text in call.text():
@@ -125,6 +133,7 @@ class MeshClient:
         body: bytes,
         *,
         content_type: str = h.JSON,
+        file: FileSource | None = None,
         node: str | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         wait: bool = True,
@@ -133,6 +142,9 @@ class MeshClient:
         is_ping: bool = False,
     ) -> Call:
         """Send a request and return the call, without waiting for anything but the socket.
+
+        A file, and a body that fits into no message, are stored first; the deadline counts from
+        then. They are removed when the call has ended.
 
         `source` is who the agent is told asks, when that is not this caller; in secure mode only
         one for whom the credentials speak. A ping takes the
@@ -152,7 +164,8 @@ class MeshClient:
             await self._require_room(agent, node)
         lineage.require_room(agent)
         call_id = os.urandom(16).hex()
-        call = Call(call_id, agent, self._inbox.reply_subject(call_id, agent), timeout_s)
+        reply_subject = self._inbox.reply_subject(call_id, agent)
+        call = Call(call_id, agent, reply_subject, timeout_s, self._connection)
         request = compose(
             call,
             body,
@@ -164,8 +177,10 @@ class MeshClient:
         )
         if is_ping:
             request.headers[h.PING] = "1"
-        self._connection.publisher.require_size(body, request.headers)
+        await self._outbox.stow(request, file)
         self._inbox.expect(call, is_counted=not is_ping)
+        if h.BODY in request.headers or h.FILE in request.headers:
+            self._outbox.drop_at_end(call, request)
         await self._outbox.send(call, request)
         return call
 
@@ -175,6 +190,7 @@ class MeshClient:
         body: bytes,
         *,
         content_type: str = h.JSON,
+        file: FileSource | None = None,
         node: str | None = None,
         timeout_s: float = h.MAX_TIMEOUT_S,
         wait: bool = True,
@@ -216,8 +232,11 @@ class MeshClient:
             request.headers[h.IDEMPOTENCY] = "1"
         if replay_of:
             request.headers[h.REPLAY_OF] = replay_of
+        await self._outbox.stow(request, file)
         stored = await self._outbox.store(request, agent)
         if stored.is_duplicate:
+            if request.claims and not await is_first(self._connection, request, stored.sequence):
+                self._outbox.drop(request)
             await require_retry(self._connection, self._caller.id, request, stored.sequence)
         await self._outbox.record(request, stored.sequence)
         if call.span is not None:  # Nobody waits for its end.

@@ -21,6 +21,7 @@ from mesh.elections import Elections, Hook
 from mesh.errors import BrokerUnreachableError, CredentialsError, MeshError
 from mesh.nats_client import MeshNatsClient, discard_pending
 from mesh.publisher import Publisher
+from mesh.settings import DEFAULT_BODY_MAX_BYTES
 from mesh.subjects import PULL
 from mesh.trust.credentials import Credentials
 from mesh.trust.login import Login
@@ -46,8 +47,16 @@ _DENIED: Final = re.compile(r'permissions violation for publish to "(.+)"')
 class Connection:
     """A nats-py client, its publisher, and the hooks that run after a reconnect or an election."""
 
-    def __init__(self, client: Client, credentials: Credentials | None = None) -> None:
+    def __init__(
+        self,
+        client: Client,
+        credentials: Credentials | None = None,
+        *,
+        body_max_bytes: int = DEFAULT_BODY_MAX_BYTES,
+    ) -> None:
         self.client = client
+        self.body_max_bytes = body_max_bytes
+        """How large a body or a file may be that lies beside its message."""
         self.credentials = credentials
         """As whom it logged in; None where the broker asks nobody: an open mesh."""
         dispatch(client)
@@ -237,7 +246,7 @@ async def open_connection(
     login = Login(login) if isinstance(login, str) else login
     login.require_one_way()
     client = MeshNatsClient(must_encrypt=login.is_encrypted)
-    connection = Connection(client, login.credentials)
+    connection = Connection(client, login.credentials, body_max_bytes=login.body_max_bytes)
     attempt = _Attempt(connection, login, patience_s, advice)
 
     async def on_closed() -> None:

@@ -6,10 +6,12 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from mesh import headers as h
+from mesh.attachments import Attachment, FileSource
 from mesh.callers import Lineage
 from mesh.client import MeshClient
-from mesh.errors import CallTimeoutError
+from mesh.errors import CallTimeoutError, InvalidInputError
 from mesh.questions import Question
+from mesh.replies import ReplyWriter
 from mesh.settings import DEFAULT_TIMEOUT_S
 from mesh.tracing import SpanContext
 from schemas.chat import ChatReply
@@ -38,6 +40,10 @@ class CallContext:
     """By the event loop's clock; None when the caller named none."""
     cancelled: bool = False
     """Set when the caller no longer waits. An async handler is cancelled; one in a thread looks."""
+    file: Attachment | None = None
+    """The file that came with the question, if one did."""
+    writer: ReplyWriter | None = None
+    """Writes the answer; None where nobody asked, as with an event."""
 
     @property
     def remaining_s(self) -> float:
@@ -55,11 +61,30 @@ class CallContext:
             return Lineage(hops)
         return Lineage(hops, context.trace_id, context.is_sampled, context.span_id)
 
+    async def attach(self, source: FileSource, name: str = "") -> None:
+        """Let a file come with the answer: a path, bytes, or pieces as they come.
+
+        It is stored when this returns, and the caller is told of it with the final frame. What it
+        takes of memory does not grow with the file. Of one that was received, `call.file` say, a
+        copy is made.
+
+        Raises:
+            InvalidInputError: it cannot be read; there is one already; or who asked can be given
+                none, as it did not name a reply subject of the mesh.
+            PayloadTooLargeError: it is over MESH_BODY_MAX, or the mesh is a secure one.
+            StorageFullError: the broker has no room for it.
+            BrokerUnreachableError: the broker does not acknowledge it.
+        """
+        if self.writer is None:
+            raise InvalidInputError("nobody asked, so there is no answer", field="file")
+        await self.writer.attach(source, name)
+
     async def ask(
         self,
         agent: str,
         question: Question,
         *,
+        file: FileSource | None = None,
         node: str | None = None,
         timeout_s: float | None = None,
     ) -> ChatReply:
@@ -69,8 +94,14 @@ class CallContext:
         and `HopLimitError` when an agent above this call would be asked again.
         """
         client = await self.open_client(self.agent)
-        limit_s = self._limit_s(timeout_s)
-        return await client.ask(agent, question, node=node, timeout_s=limit_s, lineage=self.lineage)
+        return await client.ask(
+            agent,
+            question,
+            file=file,
+            node=node,
+            timeout_s=self._limit_s(timeout_s),
+            lineage=self.lineage,
+        )
 
     async def stream(
         self,

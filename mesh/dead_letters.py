@@ -40,6 +40,8 @@ _KEPT: Final = (
     h.CONTENT_TYPE,
     h.SOURCE_AGENT,
     h.SOURCE_NODE,
+    h.BODY,
+    h.FILE,
 )
 
 
@@ -82,6 +84,10 @@ class DeadLetter:
     body: bytes
     cut_from: int
     """How many bytes the body had, where it is not whole here; else 0."""
+    body_claim: str = ""
+    """Where its body lies, for a day, if it fitted into no message; see `mesh.claims`."""
+    file_claim: str = ""
+    """Where the file lies that came with it, likewise."""
 
     def require_whole(self) -> None:
         """Check that the request can be sent again as it was.
@@ -93,7 +99,7 @@ class DeadLetter:
             what = "is lost: a foreign worker refused it, and the body here is its reason"
         elif self.cut_from:
             what = f"is not whole: {len(self.body)} of {self.cut_from} bytes are kept"
-        elif not self.body.strip():
+        elif not self.body.strip() and not self.body_claim:
             what = "has no body"
         else:
             return
@@ -216,6 +222,8 @@ def _read(message: StoredMessage) -> DeadLetter:
         content_type=headers.content_type or h.TEXT,
         body=message.body,
         cut_from=h.number(message.headers.get(h.CUT_FROM)) or 0,
+        body_claim=message.headers.get(h.BODY, ""),
+        file_claim=message.headers.get(h.FILE, ""),
     )
 
 

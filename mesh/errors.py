@@ -22,6 +22,7 @@ Our exception hierarchy:
     │  ├─ PortInUseError           .port
     │  └─ DataDirError             .path
     ├─ PartFailedError             .name .exit_code
+    ├─ DoorBusyError
     ├─ RegistryError
     │  ├─ AgentNotFoundError       .agent .suggestions
     │  ├─ NodeNotFoundError        .node
@@ -49,6 +50,7 @@ Our exception hierarchy:
        ├─ KeyReusedError
        ├─ HopLimitError            .hops
        ├─ StreamRestartedError     .attempt
+       ├─ BodyLostError            .name .size_bytes
        └─ AgentFailedError         .remote_code
 
 A constructor takes `(message, **fields)`. `code` is unique and travels on the wire, so that a
@@ -106,7 +108,7 @@ class InvalidIdError(InvalidInputError):
 
 
 class PayloadTooLargeError(InvalidInputError):
-    """Body and headers together are over the broker's limit."""
+    """It is over the broker's limit for a message, or over the mesh's for what lies beside one."""
 
     code = "payload_too_large"
 
@@ -193,6 +195,12 @@ class PartFailedError(MeshError):
     """A process that `mesh up` supervises ended before it was ready."""
 
     code = "part_failed"
+
+
+class DoorBusyError(MeshError):
+    """The HTTP door holds as many large bodies as it has memory for."""
+
+    code = "door_busy"
 
 
 class RegistryError(MeshError):
@@ -359,6 +367,12 @@ class StreamRestartedError(CallError):
     """The agent died while it streamed; a second attempt must not be glued to the first."""
 
     code = "stream_restarted"
+
+
+class BodyLostError(CallError):
+    """A body or a file that lay beside its message is gone, or is not what the message says."""
+
+    code = "body_lost"
 
 
 class AgentFailedError(CallError):

@@ -16,7 +16,9 @@ from mesh import headers as h
 from mesh import log_lines, metrics, tracing
 from mesh.admission import Asker
 from mesh.agent import Agent
+from mesh.attachments import Attachment, read_body
 from mesh.calls import CallState
+from mesh.claims import Claim, claims_in
 from mesh.completions import completion
 from mesh.context import CallContext
 from mesh.dead_letters import Reason, bury
@@ -32,9 +34,11 @@ from mesh.errors import (
     MeshError,
     NotPermittedError,
     PublishRefusedError,
+    StorageFullError,
 )
 from mesh.handling import WORKING_AFTER_S, Handling
 from mesh.history import StoredMessage
+from mesh.objects import BUCKET, try_remove
 from mesh.pings import write_pong
 from mesh.place import Place
 from mesh.replies import ReplyWriter, is_answered
@@ -93,7 +97,8 @@ class Execution:
         clock.observe(delivery.stored_ns)
         if not clock.is_asked:
             await clock.wait_asked()
-        headers = h.RequestHeaders.read(delivery.headers)
+        raw = delivery.headers or {}
+        headers = h.RequestHeaders.read(raw)
         left_s = self._left_s(delivery, headers)
         address = read_address(
             delivery,
@@ -118,6 +123,7 @@ class Execution:
             ledger = address.subjects[0]
             if is_repeat and await is_answered(self._place.connection, ledger, address.call_id):
                 await delivery.ack()
+                await try_remove(self._place.connection, claims_in(raw))
                 return
             if delivery.attempt >= MAX_DELIVER and not headers.is_ping:
                 # Every worker before this one has died of it, or lost the broker with it.
@@ -129,6 +135,8 @@ class Execution:
                 answering = self._answer(delivery, headers, writer, left_s, run)
                 await self._measure(answering, delivery, headers, run)
             await delivery.ack()
+            if h.BODY in raw or h.FILE in raw:
+                await try_remove(self._place.connection, claims_in(raw))
         except NotPermittedError as error:
             logger.warning("%s: %s", self._agent.id, error)
             await delivery.term("no right to answer on reply_to")
@@ -224,15 +232,19 @@ class Execution:
         try:
             if left_s is not None and left_s <= 0:
                 raise _too_late(self._agent.id, headers)
+            if h.BODY in (delivery.headers or {}):
+                await self._fetch_body(delivery, left_s, run)
             question = read_question(delivery, headers)
             source = question.source_agent or headers.source_agent
             agent, admission = self._agent, self._place.admission
             asker = await admission.require(agent.id, agent.callers, delivery, headers, source)
-            context = self._context(delivery, headers, asker, left_s)
+            context = self._context(delivery, headers, asker, left_s, writer)
             async with limit:
                 run.enter(limit)
                 handling = Handling(self._agent, self._place, writer, run)
                 reply = await handling.reply(question, context)
+                if reply.file is not None:
+                    await writer.attach(reply.file)
             body, content_type = self._encode(
                 reply, context, as_json=self._wants_json(question, headers)
             )
@@ -246,17 +258,37 @@ class Execution:
             run.limit = None
         await self._settle_bare(delivery, headers)
         if failure is None:
-            try:
-                if run.span is not None:
-                    run.span.replying()
-                await writer.final(body, content_type, is_held=True)
-                if run.span is not None:
-                    run.span.replied()
-                return CallState.ANSWERED
-            except InvalidInputError as error:  # The answer is over the broker's limit.
-                failure = error
+            failure = await self._write(writer, body, content_type, run)
+        if failure is None:
+            return CallState.ANSWERED
         await writer.error(failure)
         return CallState.of_error(failure)
+
+    async def _write(
+        self, writer: ReplyWriter, body: bytes, content_type: str, run: Run
+    ) -> MeshError | None:
+        """Write the answer; return why it cannot be written, if that will not change."""
+        if run.span is not None:
+            run.span.replying()
+        try:
+            await writer.final(body, content_type, is_held=True)
+        except InvalidInputError as error:  # The answer is over the limit.
+            return error
+        except StorageFullError as error:
+            if BUCKET not in error.fields:
+                raise
+            return error
+        if run.span is not None:
+            run.span.replied()
+        return None
+
+    async def _fetch_body(self, delivery: Delivery, left_s: float | None, run: Run) -> None:
+        """Get the body of a request that fits into no message."""
+        async with asyncio.timeout(left_s) as limit:
+            run.enter(limit)
+            delivery.body = await read_body(
+                self._place.connection, (delivery.headers or {})[h.BODY]
+            )
 
     def _failure(self, error: MeshError, run: Run) -> MeshError:
         """Return what the caller is told: of a cancelled call that, whatever its handler said."""
@@ -288,6 +320,7 @@ class Execution:
         headers: h.RequestHeaders,
         asker: Asker,
         left_s: float | None,
+        writer: ReplyWriter,
     ) -> CallContext:
         agent = self._agent.id
         call_id = headers.call_id or f"seq-{delivery.sequence}"
@@ -295,6 +328,10 @@ class Execution:
             path = " > ".join((*headers.hops, agent))
             raise HopLimitError(f"agents call each other in a loop: {path}", hops=headers.hops)
         loop = asyncio.get_running_loop()
+        raw = delivery.headers or {}
+        file = None
+        if h.FILE in raw:
+            file = Attachment(self._place.connection, Claim.read(raw[h.FILE]))
         return CallContext(
             id=call_id,
             agent=agent,
@@ -306,6 +343,8 @@ class Execution:
             traceparent=headers.traceparent,
             open_client=self._place.open_client,
             deadline=None if left_s is None else loop.time() + left_s,
+            file=file,
+            writer=writer,
         )
 
 

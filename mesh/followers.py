@@ -54,7 +54,7 @@ async def follow_call(
     Raises:
         BrokerUnreachableError: what is stored cannot be read.
     """
-    call = Call(stored.id, stored.agent, stored.reply_subject, h.MAX_TIMEOUT_S)
+    call = Call(stored.id, stored.agent, stored.reply_subject, h.MAX_TIMEOUT_S, connection)
     call.stored(stored.sequence)
     follower = _Follower(connection, call, shows_all=has_seen_chunks)
     began = time.monotonic()

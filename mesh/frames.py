@@ -33,6 +33,10 @@ class Frame:
     code: str = ""
     stream_sequence: int = 0
     """Place in the reply stream, when the broker said it."""
+    body_claim: str = ""
+    """Where the body lies, as a `mesh.claims.Claim` is written, if it is not here."""
+    file_claim: str = ""
+    """Where the file lies that comes with an answer, likewise."""
 
     @property
     def is_text(self) -> bool:
@@ -67,7 +71,7 @@ class Frame:
             kind = FrameKind.FINAL
         elif kind not in _KINDS:
             return None
-        return cls(
+        frame = cls(
             kind=FrameKind(kind),
             call_id=call_id,
             body=body,
@@ -79,6 +83,11 @@ class Frame:
             code=found.get(headers.CODE, ""),
             stream_sequence=sequence or _number(found.get(headers.SEQUENCE), 0),
         )
+        if headers.BODY in found:
+            frame.body_claim = found[headers.BODY]
+        if headers.FILE in found:
+            frame.file_claim = found[headers.FILE]
+        return frame
 
 
 _KINDS: Final = frozenset(FrameKind)

@@ -5,8 +5,9 @@ Settles nothing and writes no last frame: that is `mesh.execution`.
 
 import asyncio
 import logging
+from collections.abc import Iterator
 from contextlib import aclosing
-from typing import Final
+from typing import Any, Final
 
 from mesh import codec
 from mesh.agent import Agent, Handler
@@ -18,13 +19,16 @@ from mesh.place import Place
 from mesh.replies import ReplyWriter
 from mesh.requests import Question
 from mesh.runs import Run
-from schemas.chat import ChatReply, ChatRequest
+from schemas.chat import ChatDelta, ChatReply, ChatRequest
 from schemas.frame import WorkingBody
 
 logger = logging.getLogger(__name__)
 
 WORKING_AFTER_S: Final = 0.2
 """Fast calls pay nothing; a slow one says once that it is being worked on."""
+PIECE_CHARS: Final = 100_000
+"""Of one part of a streamed answer: a chunk must fit into a message, and in JSON a character may
+have six bytes."""
 
 
 class Handling:
@@ -102,10 +106,20 @@ class Handling:
             async for part in said:
                 delta = answer.add(part)
                 if shows and (delta.content or delta.tool_calls):
-                    await writer.chunk(chunks.delta(delta))
+                    is_large = delta.content is not None and len(delta.content) > PIECE_CHARS
+                    for piece in _pieces(delta) if is_large else (delta,):
+                        await writer.chunk(chunks.delta(piece))
         reply = answer.reply()
         if shows:
             await writer.chunk(chunks.finish(reply.finish_reason))
             if request.include_usage:
                 await writer.chunk(chunks.usage(reply.usage))
         return reply
+
+
+def _pieces(delta: ChatDelta) -> Iterator[ChatDelta]:
+    """Cut a part of an answer that may not fit into a message."""
+    text = delta.content or ""
+    for start in range(0, len(text), PIECE_CHARS):
+        update: dict[str, Any] = {"content": text[start : start + PIECE_CHARS]}
+        yield delta.model_copy(update=update | ({"tool_calls": None} if start else {}))

@@ -95,6 +95,18 @@ async def read_since(
     return found
 
 
+async def read_some(
+    connection: Connection, stream: str, subject: str, from_sequence: int, *, limit: int, size: int
+) -> list[StoredMessage]:
+    """Read the first messages under `subject` from a sequence on: `limit`, of about `size` bytes.
+
+    Raises what `read_history` raises.
+    """
+    which = {"batch": limit, "max_bytes": size, "seq": from_sequence, "next_by_subj": subject}
+    found, _ = await _ask_batch(connection, stream, subject, which)
+    return found
+
+
 async def read_settled_history(
     connection: Connection, stream: str, subject: str
 ) -> list[StoredMessage]:

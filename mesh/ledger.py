@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mesh import codec, registry, subjects
+from mesh.attachments import whole_frame
 from mesh.calls import CallState, StoredCall
 from mesh.connection import Connection
 from mesh.errors import (
@@ -80,6 +81,22 @@ async def read_record(connection: Connection, call_id: str, *, caller: str = "")
     messages = await read_settled_history(connection, REPLY, subject) or messages
     record = _summarize(call_id, messages)
     return record if record.outcome is not None else _expired(record)
+
+
+async def read_answered(connection: Connection, call_id: str) -> CallRecord:
+    """Read where a call stands as `read_record` does, with all of its answer wherever that lies.
+
+    Raises what `read_record` raises, and:
+        BodyLostError: the answer fits into no message, and what lies beside it is gone.
+    """
+    return await whole_record(connection, await read_record(connection, call_id))
+
+
+async def whole_record(connection: Connection, record: CallRecord) -> CallRecord:
+    """Return a record with all of its answer. Raises what `mesh.attachments.read_body` raises."""
+    if not isinstance(record.outcome, Frame) or not record.outcome.body_claim:
+        return record
+    return replace(record, outcome=await whole_frame(connection, record.outcome))
 
 
 async def is_waiting(connection: Connection, reply_subject: str, sequence: int) -> bool:

@@ -8,28 +8,33 @@ which anybody can tell where it stands.
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
+from types import MappingProxyType
 from typing import Final
 
 from mesh import codec, subjects, tracing
 from mesh import headers as h
+from mesh.attachments import FileSource, put_body, put_file
 from mesh.background import BackgroundTasks
 from mesh.callers import Caller, Lineage
 from mesh.calls import Call, CallState, StoredCall
+from mesh.claims import Claim, claims_in
 from mesh.connection import Connection
 from mesh.errors import (
     AckLostError,
     BrokerUnreachableError,
     MailboxFullError,
     MeshError,
+    PayloadTooLargeError,
     PublishRefusedError,
     StreamMissingError,
     TransportError,
 )
+from mesh.objects import try_remove
 from mesh.pressure import Pressure
 from mesh.publisher import PubAck, is_subject_full
 from mesh.replies import frame_lifetime_s
@@ -47,6 +52,13 @@ PLACE_PATIENCE_S: Final = 2.0
 LAST_WORDS_S: Final = 1.0
 
 
+NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
+NOT_STORED: Final = (MailboxFullError, PublishRefusedError)
+"""What says that the request is in no mailbox."""
+OVER: Final = frozenset({CallState.ANSWERED, CallState.CANCELLED, CallState.EXPIRED})
+"""How a call has ended of which no attempt is worth anything any more."""
+
+
 @dataclass(slots=True)
 class Request:
     """A message for a mailbox."""
@@ -54,6 +66,11 @@ class Request:
     subject: str
     body: bytes
     headers: dict[str, str]
+
+    @property
+    def claims(self) -> list[Claim]:
+        """What lies beside it in the object store."""
+        return claims_in(self.headers)
 
     def repeated(self) -> "Request":
         """Return the same request, marked: it may be stored already, and even be answered."""
@@ -117,6 +134,7 @@ class Outbox:
     """The sending side of one caller."""
 
     def __init__(self, connection: Connection) -> None:
+        self._connection = connection
         self._client = connection.client
         self._publisher = connection.publisher
         self._pressure = Pressure(connection)
@@ -124,6 +142,46 @@ class Outbox:
         self._young: dict[str, tuple[float, Call, Request]] = {}
         """Sent a moment ago, in this order; answered ones are dropped when their time comes."""
         self._timer: asyncio.TimerHandle | None = None
+
+    async def stow(self, request: Request, file: FileSource | None) -> None:
+        """Put beside a request what does not fit into its message; one that fits costs nothing.
+
+        Raises:
+            PayloadTooLargeError: it is over the mesh's limit, or over the broker's in a secure one.
+            InvalidInputError: the file cannot be read.
+            StorageFullError: the object store is full; it has the field `bucket`.
+            BrokerUnreachableError: the broker does not acknowledge it.
+        """
+        call_id = request.headers[h.CORRELATION_ID]
+        if file is not None:
+            request.headers[h.FILE] = str(await put_file(self._connection, call_id, file))
+        try:
+            self._publisher.require_size(request.body, request.headers)
+        except PayloadTooLargeError:
+            try:
+                claim = await put_body(self._connection, call_id, request.body)
+            except BaseException:
+                self.drop(request)
+                raise
+            request.body = b""
+            request.headers[h.BODY] = str(claim)
+
+    def drop(self, request: Request) -> None:
+        """Remove what lies beside a request, which was not sent or is done with."""
+        if claims := request.claims:
+            self._tasks.start(try_remove(self._connection, claims))
+
+    def drop_at_end(self, call: Call, request: Request) -> None:
+        """Remove what lies beside a request as soon as the call has ended for good.
+
+        Where it may go on somewhere, its agent removes it after its answer.
+        """
+
+        def end() -> None:
+            if call.state in OVER or isinstance(call.failure, NOT_STORED):
+                self.drop(request)
+
+        call.on_end(end)
 
     async def send(self, call: Call, request: Request) -> None:
         """Publish a request, and again until it is acknowledged or the call has ended.
@@ -151,7 +209,10 @@ class Outbox:
         try:
             return await self._publisher.publish(request.subject, request.body, request.headers)
         except TransportError as error:
-            raise await self._told(agent, request.subject, error) from error
+            told = await self._told(agent, request.subject, error)
+            if isinstance(told, NOT_STORED):
+                self.drop(request)
+            raise told from error
 
     async def record(self, request: Request, sequence: int) -> None:
         """Write the `stored` frame of a request, and return when JetStream has it.
@@ -167,7 +228,7 @@ class Outbox:
             node=target.node,
             sequence=sequence,
             timeout_ms=timeout_ms,
-            body_sha256=fingerprint(request.body),
+            body_sha256=fingerprint(request.body, request.headers),
         )
         headers = {
             h.KIND: FrameKind.STORED.value,
@@ -316,6 +377,10 @@ async def _place(call: Call | StoredCall) -> int:
     return call.sequence
 
 
-def fingerprint(body: bytes) -> str:
-    """Return what tells one body from another."""
-    return sha256(body).hexdigest()
+def fingerprint(body: bytes, headers: Mapping[str, str] = NO_HEADERS) -> str:
+    """Return what tells one body from another, wherever it lies, and whatever file is with it."""
+    claims = claims_in(headers)
+    if h.BODY not in headers:
+        claims.insert(0, Claim("", len(body), sha256(body).hexdigest()))
+    digests = [one.sha256 for one in claims]
+    return digests[0] if len(digests) == 1 else sha256(" ".join(digests).encode()).hexdigest()

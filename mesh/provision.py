@@ -35,7 +35,7 @@ NO_PEERS: Final = 10005
 IN_USE: Final = 10058
 """JetStream error code: there is such a stream, with other settings."""
 SHARES: Final = (1, 1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64)
-"""Of the room that the streams want, which is 25 GB."""
+"""Of the room that the streams want, which is 28 GB."""
 LEAST_MB: Final = 600
 """Free on its disk, of which the broker takes three quarters: enough for the smallest share."""
 PROBE: Final = "MESH_ROOM"

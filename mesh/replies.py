@@ -14,17 +14,22 @@ from hashlib import sha256
 from typing import Final
 
 from mesh import headers as h
+from mesh.attachments import FileSource, put_body, put_file
+from mesh.claims import Claim
 from mesh.connection import Connection
 from mesh.errors import (
     AckLostError,
     BrokerUnreachableError,
+    InvalidInputError,
     MeshError,
     NotPermittedError,
+    PayloadTooLargeError,
     StorageFullError,
     StreamMissingError,
 )
 from mesh.frames import Frame, error_body
 from mesh.history import read_history, read_last
+from mesh.objects import try_remove
 from mesh.publisher import PubAck
 from mesh.streams import ACK_BACKOFF_S, REPLY, REPLY_DEDUPE_S
 from schemas.frame import FrameKind
@@ -75,6 +80,7 @@ class ReplyWriter:
         self._chunks = 0
         self._unacknowledged: dict[int, tuple[bytes, asyncio.Future[PubAck]]] = {}
         self._started = time.monotonic()
+        self._file: Claim | None = None
 
     @property
     def address(self) -> ReplyAddress:
@@ -108,22 +114,76 @@ class ReplyWriter:
         if len(self._unacknowledged) >= MAX_UNACKNOWLEDGED:
             await self._confirm(next(iter(self._unacknowledged)))
 
+    async def attach(self, source: FileSource, name: str = "") -> None:
+        """Let a file come with the answer: it is stored now, and told of on the final frame.
+
+        Raises what `mesh.attachments.put_file` raises, and:
+            InvalidInputError: there is one already, or who asked can be given none: a bare
+                message, or a core NATS request.
+        """
+        if self._file is not None:
+            raise InvalidInputError("an answer has one file, and has it already", field="file")
+        if not self.takes_chunks:
+            raise InvalidInputError(
+                "who asked named no reply subject of the mesh, and can be given no file",
+                field="file",
+            )
+        lifetime_s = self._kept_s(self._left_s)
+        self._file = await put_file(
+            self._connection, self._address.call_id, source, name, lifetime_s=lifetime_s
+        )
+
     async def final(self, body: bytes, content_type: str, *, is_held: bool = False) -> None:
         """Write the whole answer, and return when JetStream has it, or another attempt's.
 
-        With `is_held` it is tried for as long as somebody may wait; else for 20 s.
+        What does not fit into a message goes to the object store first. With `is_held` it is tried
+        for as long as somebody may wait; else for 20 s.
 
         Raises:
             PublishRefusedError: JetStream does not take it; the request must come again.
             BrokerUnreachableError: JetStream does not say; the request must come again.
-            PayloadTooLargeError: the answer is over the broker's limit.
+            StorageFullError: it is the object store that is full, if it has the field `bucket`.
+            PayloadTooLargeError: the answer is over the mesh's limit; or over the broker's, and who
+                asked cannot be told where it lies.
         """
-        left_s = self._address.lifetime_s - (time.monotonic() - self._started)
-        held_s = min(left_s, HELD_S) if is_held else 0.0
-        await self._terminate(FrameKind.FINAL, body, content_type, held_s=held_s)
+        held_s = min(self._left_s, HELD_S) if is_held else 0.0
+        claims = {h.FILE: str(self._file)} if self._file is not None else None
+        try:
+            await self._terminate(FrameKind.FINAL, body, content_type, claims=claims, held_s=held_s)
+        except PayloadTooLargeError:
+            if not self.takes_chunks:
+                raise
+            claim = await self._put(body, held_s)
+            claims = {h.BODY: str(claim), **(claims or {})}
+            await self._terminate(FrameKind.FINAL, b"", content_type, claims=claims, held_s=held_s)
+
+    @property
+    def _left_s(self) -> float:
+        """How long somebody may still wait."""
+        return max(0.0, self._address.lifetime_s - (time.monotonic() - self._started))
+
+    async def _put(self, body: bytes, held_s: float) -> Claim:
+        """Put a body that fits into no message beside it."""
+        found: list[Claim] = []
+
+        async def attempt() -> None:
+            claim = await put_body(
+                self._connection, self._address.call_id, body, lifetime_s=self._kept_s(held_s)
+            )
+            found.append(claim)
+
+        # Half of the time is left to tell the caller that there is no room.
+        await self._hold(attempt, time.monotonic() + held_s / 2)
+        return found[0]
+
+    def _kept_s(self, ahead_s: float) -> float:
+        """How long an object is kept whose frame is stored within `ahead_s`."""
+        return frame_lifetime_s(self._address.lifetime_s) + min(ahead_s, h.MAX_TIMEOUT_S)
 
     async def error(self, error: MeshError) -> None:
         """Write that the call failed, and return when JetStream has it."""
+        if self._file is not None:
+            self._connection.tasks.start(try_remove(self._connection, [self._file]))
         if self._address.is_bare:
             text = f"error: {error.code}: {error.message}".encode()
             await self._terminate(FrameKind.ERROR, text, h.TEXT, error.code)
@@ -137,6 +197,7 @@ class ReplyWriter:
         content_type: str,
         code: str = "",
         *,
+        claims: Mapping[str, str] | None = None,
         held_s: float = 0.0,
     ) -> None:
         held_until = time.monotonic() + held_s
@@ -145,6 +206,8 @@ class ReplyWriter:
         headers = self._headers(kind, content_type, self._chunks)
         if code:
             headers[h.CODE] = code
+        if claims:
+            headers |= claims
         if self._address.is_core:
             self._publisher.require_size(body, headers)
             await self._connection.client.publish(self._address.subjects[0], body, headers=headers)

@@ -9,6 +9,7 @@ from typing import Final
 
 from mesh import headers as h
 from mesh import subjects
+from mesh.claims import claims_in
 from mesh.connection import Connection
 from mesh.errors import CallNotFoundError, KeyReusedError
 from mesh.history import read_at
@@ -37,20 +38,37 @@ async def require_retry(
     # Across an account boundary only the record can be read.
     first = None if is_guarded(connection.client) else await read_at(connection, INBOX, sequence)
     if first is not None:
-        require_same((first.subject, first.body) == (request.subject, request.body))
+        sent = (first.subject, fingerprint(first.body, first.headers))
+        require_same(sent == (request.subject, fingerprint(request.body, request.headers)))
         return
     record = await _wait_for_record(connection, caller, request.headers[h.CORRELATION_ID])
     if record is not None:
-        require_same(is_record_of(record, request.subject, request.body))
+        body_sha256 = fingerprint(request.body, request.headers)
+        require_same(is_record_of(record, request.subject, body_sha256))
 
 
-def is_record_of(record: CallRecord, subject: str, body: bytes) -> bool:
-    """Tell whether a record is that of a request, as far as the record says."""
+async def is_first(connection: Connection, request: Request, sequence: int) -> bool:
+    """Tell whether a request counts as a duplicate of itself: it lies in the mailbox.
+
+    What lies beside a later one, under the same id, nobody else has a claim on.
+
+    Raises:
+        BrokerUnreachableError: no answer in time.
+    """
+    first = await read_at(connection, INBOX, sequence)
+    return first is not None and claims_in(first.headers) == request.claims
+
+
+def is_record_of(record: CallRecord, subject: str, body_sha256: str) -> bool:
+    """Tell whether a record is that of a request, as far as the record says.
+
+    `body_sha256` is the request's `mesh.outbox.fingerprint`.
+    """
     stored = record.stored
     if stored is None:
         return record.call.agent == subjects.parse_inbox(subject).agent
     sent_to = subjects.inbox(stored.agent, stored.node)
-    return (sent_to, stored.body_sha256) == (subject, fingerprint(body))
+    return (sent_to, stored.body_sha256) == (subject, body_sha256)
 
 
 def require_same(is_same: bool) -> None:

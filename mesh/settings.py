@@ -24,6 +24,10 @@ DEFAULT_HTTP_TIMEOUT_S: Final = 120.0
 """Deadline over HTTP: well under the 600 s that OpenAI clients read for."""
 DEFAULT_HTTP_PORTS: Final = (9102, 9205, 8899)
 """Router, registry and monitor. One application answers on all of them."""
+DEFAULT_BODY_MAX_BYTES: Final = 128 * 1024**2
+MAX_BODY_BYTES: Final = 1024**4
+DEFAULT_HTTP_BODY_MAX_BYTES: Final = 16 * 1024**2
+"""Lower: a door holds a body in memory several times over, and many at once."""
 HEARTBEATS_TO_OFFLINE: Final = 3
 EVERY_ADDRESS: Final = ("0.0.0.0", "::")
 
@@ -57,6 +61,8 @@ KNOWN_VARIABLES: Final = {
     "MESH_REPLICAS": "copies of every stream: 1 on one server, 3 on a cluster",
     "MESH_MATRIX_URL": "Matrix homeserver that people's presence is passed on to",
     "MESH_MAILBOX_MAX": "requests that wait for one agent at most",
+    "MESH_BODY_MAX": "bytes of a body or a file at most, also beyond one message",
+    "MESH_HTTP_BODY_MAX": "bytes of a request to the HTTP shim at most; never over MESH_BODY_MAX",
     "MESH_HEARTBEAT_S": "seconds between heartbeats",
     "MESH_SYNC_INTERVAL": "how often the embedded broker syncs to disk: a duration, or 'always'",
     "MESH_UNKNOWN_AGENT_GRACE_S": "seconds a request to nobody waits before it is a dead letter",
@@ -118,6 +124,9 @@ class Settings:
     """Where a process that is no door tells its metrics; 0: nowhere."""
     replicas: int = 1
     mailbox_max: int = 1_000
+    body_max_bytes: int = DEFAULT_BODY_MAX_BYTES
+    """Of a body or a file that travels beside its message."""
+    http_body_max_bytes: int = DEFAULT_HTTP_BODY_MAX_BYTES
     heartbeat_s: float = 5.0
     sync_interval: str = "2m"
     unknown_agent_grace_s: float = 30.0
@@ -191,6 +200,12 @@ class Settings:
             metrics_port=read.integer("MESH_METRICS_PORT", 0, minimum=0, maximum=65_535),
             replicas=read.integer("MESH_REPLICAS", 1, minimum=1, maximum=5),
             mailbox_max=read.integer("MESH_MAILBOX_MAX", 1_000, minimum=1, maximum=1_000_000),
+            body_max_bytes=read.integer(
+                "MESH_BODY_MAX", DEFAULT_BODY_MAX_BYTES, minimum=1, maximum=MAX_BODY_BYTES
+            ),
+            http_body_max_bytes=read.integer(
+                "MESH_HTTP_BODY_MAX", DEFAULT_HTTP_BODY_MAX_BYTES, minimum=1, maximum=MAX_BODY_BYTES
+            ),
             heartbeat_s=read.seconds("MESH_HEARTBEAT_S", 5.0, minimum=0.2),
             sync_interval=read.interval("MESH_SYNC_INTERVAL", "2m"),
             unknown_agent_grace_s=read.seconds("MESH_UNKNOWN_AGENT_GRACE_S", 30.0, minimum=0.5),

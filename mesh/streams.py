@@ -35,12 +35,15 @@ AUDIT: Final = "AUDIT"
 REGISTRY: Final = f"KV_{subjects.REGISTRY_BUCKET}"
 ACCESS: Final = f"KV_{subjects.ACCESS_BUCKET}"
 PRESENCE: Final = f"KV_{subjects.PRESENCE_BUCKET}"
+BODIES: Final = f"OBJ_{subjects.BODIES_BUCKET}"
 
 DAY_S: Final = 86_400.0
 GIB: Final = 1024**3
 MAX_CONSUMERS: Final = 100_000
 """Without a number of ours the server accepts 1000 durables, and refuses with 10026 after."""
 
+UPLOAD_S: Final = 3_600.0
+"""An upload is over by then, or is given up."""
 REPLY_DEDUPE_S: Final = 120.0
 """No terminal frame may live shorter, or its call could be answered a second time."""
 
@@ -112,6 +115,7 @@ def stream_configs(settings: Settings) -> list[StreamConfig]:
         _registry(settings),
         _access(settings),
         _presence(settings),
+        _bodies(settings),
         _audit(settings),
     ]
 
@@ -215,6 +219,26 @@ def _presence(settings: Settings) -> StreamConfig:
         max_bytes=GIB // 16,
         **_MARKED,
         republish=RePublish(src="$KV.presence.>", dest="presence.event.>"),
+    )
+
+
+def _bodies(settings: Settings) -> StreamConfig:
+    """An object store, as NATS ADR-20 lays one out: bodies and files that fit into no message."""
+    return _stream(
+        BODIES,
+        [subjects.ALL_BODY_CHUNKS, subjects.ALL_BODY_METAS],
+        settings,
+        # Full, it refuses new ones, and never cuts one that somebody has a claim on.
+        discard=DiscardPolicy.NEW,
+        # Uploaded before the request that needs it, which lives for a day at most.
+        max_age=DAY_S + UPLOAD_S,
+        max_bytes=3 * GIB,
+        duplicate_window=120.0,
+        # Those of answers live as long as their frames.
+        allow_msg_ttl=True,
+        allow_direct=True,
+        # Ours are never overwritten; the `nats` command and nats-py ask for it.
+        allow_rollup_hdrs=True,
     )
 
 

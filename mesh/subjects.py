@@ -5,6 +5,7 @@ Does not publish or subscribe; the streams that capture these subjects are in `m
 """
 
 import re
+from base64 import urlsafe_b64encode
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -40,6 +41,9 @@ PRESENCE_EVENTS: Final = "presence.event.>"
 REGISTRY_BUCKET: Final = "registry"
 ACCESS_BUCKET: Final = "access"
 PRESENCE_BUCKET: Final = "presence"
+BODIES_BUCKET: Final = "bodies"
+ALL_BODY_CHUNKS: Final = f"$O.{BODIES_BUCKET}.C.>"
+ALL_BODY_METAS: Final = f"$O.{BODIES_BUCKET}.M.>"
 ANY_INSTANCE: Final = "any"
 """Stands for the process in the reply subject of an idempotent call: every replica of a caller
 must find the same ledger."""
@@ -52,6 +56,7 @@ _ID: Final = ID_PATTERN.pattern
 _REPLY_PATTERN: Final = re.compile(rf"agent\.{_ID}\.reply(\.{_CALL}\.{_CALL}(\.{_ID})?)?")
 _INBOX_PATTERN: Final = re.compile(r"_INBOX[\w-]{0,64}(\.[\w$=+-]{1,64}){1,8}", re.ASCII)
 """Bounded: a subject over the broker's control line closes a nats-py client for ever."""
+_UPLOAD: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _USER_TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{1,400}")
 _EVENT_PATTERN: Final = re.compile(r"[a-z0-9_-]{1,64}(\.[a-z0-9_-]{1,64}){0,3}")
 
@@ -212,6 +217,22 @@ def presence_heartbeat(user_token: str) -> str:
     if not _USER_TOKEN.fullmatch(user_token):
         raise InvalidInputError(f"{user_token[:80]!r} is no user's token", field="user")
     return f"presence.heartbeat.{user_token}"
+
+
+def body_chunks(upload: str) -> str:
+    """The chunks of one upload to the object store, as NATS ADR-20 lays it out.
+
+    Raises:
+        InvalidInputError: this is no upload's id.
+    """
+    if not _UPLOAD.fullmatch(upload):
+        raise InvalidInputError(f"{upload[:80]!r} is no upload", field="nuid")
+    return f"$O.{BODIES_BUCKET}.C.{upload}"
+
+
+def body_meta(name: str) -> str:
+    """What the object store says of the object `name`: in base64url, so any name is one token."""
+    return f"$O.{BODIES_BUCKET}.M.{urlsafe_b64encode(name.encode()).decode()}"
 
 
 def lookup(agent: str) -> str:

@@ -105,6 +105,9 @@ class ChatReply(_Open):
     tool_calls: list[dict[str, Any]] | None = None
     finish_reason: FinishReason = Field(default_factory=_reason)
     usage: Usage = Usage()
+    file: Any = Field(default=None, exclude=True, repr=False)
+    """The file that comes with the answer, which does not travel in it: at a caller a
+    `mesh.Attachment`, from a handler whatever `CallContext.attach` takes."""
 
     @property
     def text(self) -> str:

@@ -16,6 +16,7 @@ from mesh.connection import Connection
 from mesh.directory import Directory
 from mesh.presence import People
 from mesh.runtime import AgentHost
+from mesh.settings import DEFAULT_HTTP_BODY_MAX_BYTES
 from mesh.shim.app import create_app
 from mesh.shim.door import Door
 from mesh.shim.listener import HttpServer
@@ -45,6 +46,7 @@ async def serving(
     people: People | None = None,
     matrix: MatrixBridge | None = None,
     public_url: str = "",
+    body_max_bytes: int = DEFAULT_HTTP_BODY_MAX_BYTES,
 ) -> AsyncIterator[str]:
     """Answer HTTP on a free port, by a connection that is open; gives the base URL.
 
@@ -61,6 +63,7 @@ async def serving(
             people=people,
             matrix=matrix,
             public_url=public_url,
+            body_max_bytes=body_max_bytes,
         )
         app = create_app(door, rules)
         server = HttpServer(app, patience=patience, max_connections=max_connections)

@@ -41,12 +41,12 @@ def cancel_call(
 async def _show(call_id: str, wait_s: float, as_json: bool) -> None:
     from mesh.connection import open_connection
     from mesh.errors import MeshError
-    from mesh.ledger import read_record
+    from mesh.ledger import read_answered
     from mesh.settings import Settings
     from mesh.trust.login import Login
 
     async with open_connection(Login.of(Settings.from_env()), name="mesh call") as connection:
-        record = await read_record(connection, call_id)
+        record = await read_answered(connection, call_id)
         if record.outcome is None and wait_s:
             record = await _wait(connection, record, wait_s)
     _print(record, as_json=as_json)
@@ -56,13 +56,13 @@ async def _show(call_id: str, wait_s: float, as_json: bool) -> None:
 
 async def _cancel(call_id: str, as_json: bool) -> None:
     from mesh.connection import open_connection
-    from mesh.ledger import read_record
+    from mesh.ledger import read_answered
     from mesh.outbox import Outbox
     from mesh.settings import Settings
     from mesh.trust.login import Login
 
     async with open_connection(Login.of(Settings.from_env()), name="mesh cancel") as connection:
-        record = await read_record(connection, call_id)
+        record = await read_answered(connection, call_id)
         if record.outcome is None:
             await Outbox(connection).cancel(record.call)
             record = await _wait(connection, record, CANCEL_PATIENCE_S)
@@ -75,7 +75,7 @@ async def _wait(connection: "Connection", record: "CallRecord", wait_s: float) -
 
     from mesh.errors import MeshError
     from mesh.followers import follow_call
-    from mesh.ledger import read_record
+    from mesh.ledger import read_answered
 
     async with follow_call(connection, record.call) as call:
         try:
@@ -83,7 +83,7 @@ async def _wait(connection: "Connection", record: "CallRecord", wait_s: float) -
                 await call.result()
         except (TimeoutError, MeshError):
             pass  # The record tells it.
-    return await read_record(connection, record.call.id)
+    return await read_answered(connection, record.call.id)
 
 
 def _print(record: "CallRecord", *, as_json: bool) -> None:

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -123,7 +124,8 @@ async def _replay(numbers: list[int], agent: str, every: bool, as_json: bool) ->
         for letter in chosen:  # All of them, before the first is sent.
             letter.require_whole()
         for letter in chosen:
-            call = await _send(client, letter, letter.body, replay_id(letter))
+            body = await _body(connection, letter)
+            call = await _send(client, connection, letter, body, replay_id(letter))
             # Stored first: who is killed in between replays it again, and that is the same call.
             await discard_letter(connection, letter.sequence)
             _print_call(letter, call, as_json=as_json)
@@ -135,11 +137,12 @@ async def _edit(number: int, as_json: bool) -> None:
 
     async with _client() as (client, connection):
         letter = await read_letter(connection, number)
+        letter = replace(letter, body=await _body(connection, letter))
         body = _edited(letter)
         if body is None or not body.strip():
             typer.echo("Nothing is changed or written, and nothing is sent.", err=True)
             return
-        call = await _send(client, letter, body, "")
+        call = await _send(client, connection, letter, body, "")
         await discard_letter(connection, letter.sequence)
         _print_call(letter, call, as_json=as_json)
 
@@ -171,16 +174,25 @@ async def _chosen(
     return [one async for one in read_letters(connection, agent)]
 
 
+async def _body(connection: "Connection", letter: "DeadLetter") -> bytes:
+    from mesh.attachments import read_body
+
+    return await read_body(connection, letter.body_claim) if letter.body_claim else letter.body
+
+
 async def _send(
-    client: "MeshClient", letter: "DeadLetter", body: bytes, call_id: str
+    client: "MeshClient", connection: "Connection", letter: "DeadLetter", body: bytes, call_id: str
 ) -> "StoredCall":
+    from mesh.attachments import Attachment
     from mesh.callers import Caller, new_instance_id
+    from mesh.claims import Claim
 
     asker = Caller(letter.source_agent or "cli", letter.source_node, new_instance_id())
     return await client.submit(
         letter.agent,
         body,
         content_type=letter.content_type,
+        file=Attachment(connection, Claim.read(letter.file_claim)) if letter.file_claim else None,
         node=letter.node,
         source=asker,
         call_id=call_id,
@@ -244,6 +256,8 @@ def _facts(letter: "DeadLetter") -> dict[str, Any]:
         "source_agent": letter.source_agent,
         "content_type": letter.content_type,
         "cut_from": letter.cut_from or None,
+        "body_in": letter.body_claim or None,
+        "file_in": letter.file_claim or None,
         "body": letter.body.decode(errors="replace"),
     }
 
@@ -253,5 +267,8 @@ def _day(letter: "DeadLetter") -> str:
 
 
 def _preview(letter: "DeadLetter") -> str:
+    if letter.body_claim:
+        _, size, *_ = *letter.body_claim.split(" "), "?", "?"
+        return f"({exits.plain(size[:15])} bytes in the object store)"
     text = " ".join(exits.plain(letter.body[:400].decode(errors="replace")).split())
     return text if len(text) <= PREVIEW_CHARS else f"{text[: PREVIEW_CHARS - 1]}…"

@@ -27,12 +27,12 @@ from mesh.errors import (
 )
 from mesh.followers import follow_call
 from mesh.frames import Frame
-from mesh.ledger import CallRecord, read_record
+from mesh.ledger import CallRecord, read_answered
 from mesh.questions import encode_question
 from mesh.settings import DEFAULT_TIMEOUT_S
 from mesh.shim.door import Door
 from mesh.shim.guard import owner_of, require_agent
-from mesh.shim.http import base_url, read_body, read_headers, send_json
+from mesh.shim.http import BodyRoom, base_url, read_body, read_headers, send_json
 from mesh.shim.idempotency import call_id_of, find_call
 from mesh.shim.operations import Operation, Tag
 from mesh.shim.rules import Rules
@@ -164,7 +164,7 @@ class A2A:
         """Answer one request. What is wrong with it is told by JSON-RPC, with status 200."""
         exchange = _Exchange(scope, receive, send)
         try:
-            await exchange.read(self._door.limit_bytes)
+            await exchange.read(self._door.limit_bytes, self._door.body_room)
             require_agent(scope, exchange.agent)
             self._door.client.directory.standing(exchange.agent)
             method = exchange.request.method
@@ -190,7 +190,7 @@ class A2A:
                     except MeshError:
                         if not call.is_done:  # This door closes. Else the record tells it.
                             raise
-        record = await read_record(self._door.connection, stored.id)
+        record = await read_answered(self._door.connection, stored.id)
         await exchange.answer({"task": _task(record, params.message.contextId)})
 
     async def _stream(self, exchange: "_Exchange") -> None:
@@ -211,7 +211,7 @@ class A2A:
             with suppress(TimeoutError, MeshError):  # The record tells it.
                 async with asyncio.timeout(CANCEL_PATIENCE_S):
                     await call.result()
-        record = await read_record(self._door.connection, record.call.id)
+        record = await read_answered(self._door.connection, record.call.id)
         await exchange.answer(_task(record, ""))
 
     async def _subscribe(self, exchange: "_Exchange") -> None:
@@ -243,7 +243,7 @@ class A2A:
         """Return the task that is asked for: a call of this agent."""
         params = codec.validate(TaskParams, exchange.request.params)
         try:
-            record = await read_record(self._door.connection, params.id)
+            record = await read_answered(self._door.connection, params.id)
         except CallNotFoundError:
             record = None
         if record is None or record.call.agent != exchange.agent:
@@ -279,9 +279,9 @@ class _Exchange:
         self.agent: str = scope["path_params"]["id"]
         self.request = RpcRequest(jsonrpc="2.0", method="")
 
-    async def read(self, limit_bytes: int) -> None:
+    async def read(self, limit_bytes: int, room: BodyRoom) -> None:
         """Read it. Raises `RpcError`, and what `read_body` raises."""
-        body = await read_body(self.scope, self.receive, limit_bytes)
+        body = await read_body(self.scope, self.receive, limit_bytes, room)
         try:
             value = codec.loads(body)
         except InvalidInputError as error:

@@ -26,7 +26,7 @@ from mesh.shim.docs import Docs
 from mesh.shim.door import Door
 from mesh.shim.guard import Guard
 from mesh.shim.health import Health, Live
-from mesh.shim.http import REQUEST_ID, read_headers, request_id, send_json
+from mesh.shim.http import REQUEST_ID, read_headers, release_body, request_id, send_json
 from mesh.shim.metrics import Metrics
 from mesh.shim.models import Model, Models
 from mesh.shim.openai import ChatCompletions
@@ -223,6 +223,8 @@ class Envelope:
             body = envelope(message, SERVER, "internal_error")
             # An agent may have started by then.
             await send_json(answer, 500, body, NO_RETRY)
+        finally:
+            release_body(scope)
 
 
 class _Answer:

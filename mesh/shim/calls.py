@@ -17,7 +17,7 @@ from mesh.completions import completion_body
 from mesh.errors import InvalidInputError, MeshError
 from mesh.followers import follow_call
 from mesh.frames import Frame
-from mesh.ledger import CallRecord, read_record
+from mesh.ledger import CallRecord, read_answered
 from mesh.shim.door import Door
 from mesh.shim.failures import ENDING, OF_A_CALL
 from mesh.shim.guard import require_agent
@@ -106,7 +106,7 @@ class CallResource:
                         await beside(over, call.result())
                 except (TimeoutError, MeshError):
                     pass  # The record tells what became of it, also when this door closes.
-        return await read_record(self._door.connection, record.call.id)
+        return await read_answered(self._door.connection, record.call.id)
 
 
 class CallEvents:
@@ -197,7 +197,7 @@ async def _numbered(call: Call, after: int) -> AsyncGenerator[bytes, None]:
 
 
 async def _find(door: Door, scope: Scope) -> CallRecord:
-    record = await read_record(door.connection, scope["path_params"]["id"])
+    record = await read_answered(door.connection, scope["path_params"]["id"])
     require_agent(scope, record.call.agent)
     return record
 

@@ -86,7 +86,7 @@ class DirectChat:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. What fails before the call is sent is raised as a `MeshError`."""
-        body = await read_body(scope, receive, self._door.limit_bytes)
+        body = await read_body(scope, receive, self._door.limit_bytes, self._door.body_room)
         request = codec.validate(DirectRequest, codec.loads(body))
         headers = read_headers(scope)
         fields = request.model_extra or {}

@@ -3,6 +3,7 @@
 Opens nothing; `mesh.shim.server` does. Knows no HTTP status and no OpenAI shape.
 """
 
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -13,13 +14,18 @@ from mesh.callers import Caller
 from mesh.client import MeshClient
 from mesh.clock import BrokerClock
 from mesh.connection import Connection
+from mesh.objects import takes_large_bodies
 from mesh.presence import People
+from mesh.settings import DEFAULT_HTTP_BODY_MAX_BYTES
+from mesh.shim.http import BodyRoom
 from mesh.shim.matrix import MatrixBridge
 from mesh.shim.sse import PACE, Pace
 from mesh.shim.waiting import Patrol, Waiting
 
 HEADER_ROOM_BYTES: Final = 2048
 """What our headers of a request take at most: they count against the broker's limit."""
+LARGE_AT_ONCE: Final = 16
+"""So many bodies of the largest size a door holds; it takes several times as much for each."""
 
 
 class Door:
@@ -37,6 +43,7 @@ class Door:
         people: People | None = None,
         matrix: MatrixBridge | None = None,
         public_url: str = "",
+        body_max_bytes: int = DEFAULT_HTTP_BODY_MAX_BYTES,
     ) -> None:
         self.client = client
         self.connection = connection
@@ -50,6 +57,8 @@ class Door:
         """The way to a homeserver; None where none is named."""
         self.public_url = public_url.rstrip("/")
         """By which address clients reach it; empty: by the one that they name."""
+        self._body_max_bytes = body_max_bytes
+        self.body_room = BodyRoom(LARGE_AT_ONCE * body_max_bytes)
         self.pace = pace
         """Of streamed answers."""
         self.monitor_url = monitor_url
@@ -64,10 +73,13 @@ class Door:
         """Whether the broker can be reached right now."""
         return self.connection.client.is_connected
 
-    @property
+    @cached_property
     def limit_bytes(self) -> int:
-        """The longest body that the broker takes."""
-        return self.connection.publisher.limit_bytes - HEADER_ROOM_BYTES
+        """The longest body that is taken: of those that can travel."""
+        connection = self.connection
+        if takes_large_bodies(connection):
+            return min(self._body_max_bytes, connection.body_max_bytes)
+        return min(self._body_max_bytes, connection.publisher.limit_bytes - HEADER_ROOM_BYTES)
 
     def waiting(self, receive: Receive) -> Waiting:
         """Wait for an answer beside a client; the request's body has been read."""

@@ -51,7 +51,11 @@ _EVERY: Final[tuple[Failing, ...]] = (
 _KEYED: Final[tuple[Failing, ...]] = (errors.UnauthenticatedError, errors.TransportError)
 _CHANGING: Final[tuple[Failing, ...]] = (status.FOREIGN_ORIGIN,)
 _POSTED: Final[tuple[Failing, ...]] = (status.WRONG_CONTENT_TYPE, status.BODY_TOO_SLOW)
-_WITH_BODY: Final[tuple[Failing, ...]] = (errors.InvalidInputError, errors.PayloadTooLargeError)
+_WITH_BODY: Final[tuple[Failing, ...]] = (
+    errors.InvalidInputError,
+    errors.PayloadTooLargeError,
+    errors.DoorBusyError,
+)
 
 
 @dataclass(frozen=True, slots=True)

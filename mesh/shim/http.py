@@ -14,13 +14,17 @@ from urllib.parse import parse_qsl
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from mesh.errors import InvalidInputError, PayloadTooLargeError
+from mesh.errors import DoorBusyError, InvalidInputError, PayloadTooLargeError
 
 REQUEST_ID: Final = "x-request-id"
 CALL_ID: Final = "mesh-call-id"
+SMALL_BYTES: Final = 1024**2
+"""A body up to here takes none of the `BodyRoom`."""
 MAX_DEPTH: Final = 64
 """Of arrays and objects in each other. Agents in other languages have parsers that recurse."""
 
+_HELD_BYTES: Final = "mesh.held_bytes"
+_ROOM: Final = "mesh.room"
 _PRINTABLE: Final = re.compile(rb"[\x21-\x7e]{1,128}")
 _REQUEST_ID: Final = REQUEST_ID.encode()
 # Possessive, and content with a missing quote: no body makes it go over a byte twice.
@@ -65,13 +69,48 @@ def base_url(scope: Scope) -> str:
     return f"{scope['scheme']}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-async def read_body(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
+class BodyRoom:
+    """How much of the memory all large bodies together may take, until they are answered.
+
+    A body of a megabyte takes no room: of those there were always as many as connections.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._free_bytes = limit_bytes
+
+    def hold(self, scope: Scope, size_bytes: int) -> None:
+        """Take room for a request, or more room.
+
+        Raises:
+            DoorBusyError: there is none.
+        """
+        more = size_bytes - scope.get(_HELD_BYTES, 0)
+        if more > self._free_bytes:
+            raise DoorBusyError("this server has as many large requests as it can hold")
+        self._free_bytes -= more
+        scope[_HELD_BYTES] = size_bytes
+        scope[_ROOM] = self
+
+    def _release(self, scope: Scope) -> None:
+        self._free_bytes += scope.pop(_HELD_BYTES)
+
+
+def release_body(scope: Scope) -> None:
+    """Give back the room that the body of a request took, if it did, once it is answered."""
+    if _ROOM in scope:
+        scope.pop(_ROOM)._release(scope)
+
+
+async def read_body(
+    scope: Scope, receive: Receive, limit_bytes: int, room: BodyRoom | None = None
+) -> bytes:
     """Read a request's body, and no more of it than `limit_bytes`.
 
     How long it may take is watched by `mesh.shim.protocol`.
 
     Raises:
         PayloadTooLargeError: it is longer, or says so.
+        DoorBusyError: it is a large one, and there is no room for it.
         InvalidInputError: as JSON it would be deeper than `MAX_DEPTH`.
         ClientDisconnect: the client left before the end.
     """
@@ -88,6 +127,8 @@ async def read_body(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
         size += len(parts[-1])
         if size > limit_bytes:
             raise _too_large(size, limit_bytes)
+        if size > SMALL_BYTES and room is not None:
+            room.hold(scope, size)
         if not message.get("more_body", False):
             body = parts[0] if len(parts) == 1 else b"".join(parts)
             require_shallow(body)

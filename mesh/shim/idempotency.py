@@ -11,6 +11,7 @@ from mesh import subjects
 from mesh.calls import StoredCall
 from mesh.errors import CallNotFoundError
 from mesh.ledger import read_record
+from mesh.outbox import fingerprint
 from mesh.retries import is_record_of, require_same
 from mesh.shim.door import Door
 from mesh.shim.target import Target
@@ -40,5 +41,6 @@ async def find_call(door: Door, call_id: str, target: Target, body: bytes) -> St
         record = await read_record(door.connection, call_id, caller=door.caller.id)
     except CallNotFoundError:
         return None
-    require_same(is_record_of(record, subjects.inbox(target.agent, target.node), body))
+    subject = subjects.inbox(target.agent, target.node)
+    require_same(is_record_of(record, subject, fingerprint(body)))
     return record.call

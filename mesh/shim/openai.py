@@ -87,7 +87,7 @@ class ChatCompletions:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. What fails before the call is sent is raised as a `MeshError`."""
-        body = await read_body(scope, receive, self._door.limit_bytes)
+        body = await read_body(scope, receive, self._door.limit_bytes, self._door.body_room)
         request = read_request(body)
         headers = read_headers(scope)
         fields = request.model_extra or {}

@@ -23,7 +23,7 @@ from mesh.completions import read_delta, read_reply
 from mesh.errors import MeshError
 from mesh.followers import follow_call
 from mesh.frames import Frame
-from mesh.ledger import CallRecord, read_record
+from mesh.ledger import CallRecord, read_answered
 from mesh.shim.door import Door
 from mesh.shim.exchange import LOCATION, Asked, Exchange
 from mesh.shim.failures import ASKING, OF_A_CALL
@@ -105,7 +105,8 @@ class Responses:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. What fails before the call is sent is raised as a `MeshError`."""
-        request = read_request(await read_body(scope, receive, self._door.limit_bytes))
+        body = await read_body(scope, receive, self._door.limit_bytes, self._door.body_room)
+        request = read_request(body)
         headers, fields = read_headers(scope), request.model_extra or {}
         target = read_target(request.model, fields, headers)
         require_agent(scope, target.agent)
@@ -236,7 +237,7 @@ class ResponseCancel:
         if record.outcome is None:
             await self._door.client.cancel(record.call)
             await self._wait(record, receive)
-            record = await read_record(self._door.connection, record.call.id)
+            record = await read_answered(self._door.connection, record.call.id)
         await _send_record(send, record)
 
     async def _wait(self, record: CallRecord, receive: Receive) -> None:
@@ -285,7 +286,7 @@ async def _said(call: Call) -> AsyncGenerator[ChatDelta, None]:
 
 async def _find(door: Door, scope: Scope) -> CallRecord:
     call_id = scope["path_params"]["id"].removeprefix(PREFIX)
-    record = await read_record(door.connection, call_id)
+    record = await read_answered(door.connection, call_id)
     require_agent(scope, record.call.agent)
     return record
 

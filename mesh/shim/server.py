@@ -109,6 +109,7 @@ async def serve_on(
             people=people,
             matrix=matrix,
             public_url=settings.http_public_url,
+            body_max_bytes=settings.http_body_max_bytes,
         )
         rules = rules_for(settings, [one.getsockname()[0] for one in sockets])
         if rules.requires_keys:

@@ -11,6 +11,7 @@ from typing import Final
 
 from mesh import codec, errors
 from mesh.errors import InvalidInputError, MailboxFullError, MeshError
+from mesh.objects import BUCKET
 
 OK: Final = 200
 ACCEPTED: Final = 202
@@ -106,6 +107,7 @@ TABLE: Final[dict[type[MeshError], Row]] = {
     errors.PortInUseError: _INTERNAL,
     errors.DataDirError: _INTERNAL,
     errors.PartFailedError: _INTERNAL,
+    errors.DoorBusyError: Row(503, SERVER, "too_many_large_bodies", retry_after_s=_RETRY_SOON_S),
     errors.RegistryError: _INTERNAL,
     errors.AgentNotFoundError: Row(
         404, BAD_REQUEST, "model_not_found", param="model", ends_calls=True
@@ -147,6 +149,7 @@ TABLE: Final[dict[type[MeshError], Row]] = {
     errors.DeadLetterNotFoundError: _INTERNAL,
     errors.HopLimitError: Row(502, SERVER, "hop_limit", ends_calls=True),
     errors.StreamRestartedError: Row(502, SERVER, "stream_restarted", ends_calls=True),
+    errors.BodyLostError: Row(502, SERVER, "body_lost", ends_calls=True),
     errors.AgentFailedError: _AGENT_FAILED,
 }
 
@@ -273,7 +276,9 @@ def failure(error: MeshError, *, sent_to: str | None = None) -> Failure:
     row = _row(error, sent_to)
     measured_s = error.fields.get("retry_after_s") if isinstance(error, MailboxFullError) else None
     headers = _row_headers(replace(row, retry_after_s=measured_s) if measured_s else row)
-    if sent_to is not None and not row.is_unstored:
+    # The object store has no room for an answer, say: the request was stored all the same.
+    is_unstored = row.is_unstored and BUCKET not in error.fields
+    if sent_to is not None and not is_unstored:
         headers = dict(NO_RETRY)
     elif row.retry_after_s is None:
         # It would fail again, and OpenAI's SDKs repeat a 409 and a 500 by themselves.

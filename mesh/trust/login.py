@@ -8,7 +8,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from mesh.errors import CredentialsError, SettingsError
-from mesh.settings import Settings, authority
+from mesh.settings import DEFAULT_BODY_MAX_BYTES, Settings, authority
 from mesh.trust.credentials import Credentials
 from mesh.trust.keyring import Keyring
 from mesh.trust.users import OPERATOR
@@ -28,6 +28,8 @@ class Login:
     """None: the broker asks nobody, or the URL says a name and a password."""
     ca: Path | None = None
     """Who must have signed the broker's certificate; None: whom this system trusts."""
+    body_max_bytes: int = DEFAULT_BODY_MAX_BYTES
+    """How large a body or a file may be that lies beside its message."""
 
     @classmethod
     def of(
@@ -57,7 +59,12 @@ class Login:
             _require_agents(credentials, settings.node, agents)
             _require_events(credentials, events)
         ca = settings.tls_ca or authority(settings.keys_dir)
-        return cls(settings.nats_url, credentials, ca if ca.exists() or settings.tls_ca else None)
+        return cls(
+            settings.nats_url,
+            credentials,
+            ca if ca.exists() or settings.tls_ca else None,
+            settings.body_max_bytes,
+        )
 
     @property
     def name(self) -> str:

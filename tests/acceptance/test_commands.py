@@ -81,7 +81,6 @@ async def test_bad_questions_are_refused(mesh: Mesh) -> None:
     cases = {
         (b"", ("send", "echo")): 2,
         (b"\xff\xfe", ("send", "echo")): 2,
-        (b"x" * 1_200_000, ("send", "echo")): 2,
         (b"", ("send", "echo", "x", "--node", "nowhere")): 3,
         (b"", ("send", "echo", "x", "--node", "no.de")): 2,
         (b"", ("send", "echo", "x", "--timeout", "0")): 2,
@@ -91,6 +90,21 @@ async def test_bad_questions_are_refused(mesh: Mesh) -> None:
         assert done.code == code, (arguments, done.err)
         assert done.err.startswith("mesh: ")
         assert "Traceback" not in done.err
+
+
+async def test_a_question_larger_than_a_message(mesh: Mesh) -> None:
+    """It travels, and so does its answer, up to MESH_BODY_MAX."""
+    question = b"x" * 1_200_000
+    for more in ((), ("--json",), ("--detach",)):
+        done = await mesh.run("send", "echo", *more, stdin=question)
+        assert done.code == 0, done.err
+        if more == ("--detach",):
+            done = await mesh.run("wait", done.out.strip())
+        text = json.loads(done.out)["content"] if more == ("--json",) else done.out.strip()
+        assert text == question.decode()
+    refused = await mesh.run("send", "echo", stdin=question, MESH_BODY_MAX="1100000")
+    assert (refused.code, refused.out) == (2, "")
+    assert "raise MESH_BODY_MAX" in refused.err
 
 
 async def test_a_deadline_is_exit_code_five(mesh: Mesh) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from hashlib import sha256
 
 import nats
 import pytest
@@ -57,6 +58,39 @@ async def test_a_letter_is_sent_again_when_its_agent_is_there(mesh: Mesh) -> Non
         call_id = json.loads(edited.out)["call_id"]
         assert (await mesh.run("wait", call_id)).out == "late heard: hello again\n"
     assert "No dead letters." in (await mesh.run("dead", "list", "--agent", "late")).err
+
+
+async def test_a_letter_whose_body_fits_into_no_message(mesh: Mesh) -> None:
+    """What was claimed is sent again, from where it lies, and so it can be edited."""
+    async with mesh.start("run", "tests.acceptance.late:agent") as host:
+        await host.says("agent late runs")
+        number = await bury_large(mesh, b"x" * 2_000_000)
+        shown = await mesh.run("dead", "show", number)
+        assert "\nbody_in      large 2000000 " in shown.out
+        replayed = await mesh.run("dead", "replay", number)
+        assert replayed.code == 0, replayed.err
+        heard = await mesh.run("wait", replayed.out.strip())
+        assert heard.out == f"late heard: {'x' * 2_000_000}\n"
+
+
+async def bury_large(mesh: Mesh, body: bytes) -> str:
+    """Bury a request with a claim."""
+    client = await nats.connect(mesh.nats_url)
+    store = await client.jetstream().object_store("bodies")
+    await store.put("large", body)
+    headers = {
+        "reply_to": "$KV.registry.agent.late",
+        "mesh-body": f"large {len(body)} {sha256(body).hexdigest()}",
+    }
+    await client.jetstream().publish("agent.late.inbox", b"", headers=headers)
+    await client.close()
+
+    async def is_listed() -> bool:
+        listed = await mesh.run("dead", "list", "--agent", "late")
+        return "2000000 bytes in the object store" in listed.out
+
+    await until(is_listed, within_s=60)
+    return str(json.loads((await mesh.run("dead", "list", "-a", "late", "-j")).out)[0]["number"])
 
 
 async def bury_again(mesh: Mesh) -> str:

@@ -1,6 +1,7 @@
 """The README is true: its agents run, its callers call, its tables are complete."""
 
 import asyncio
+import json
 import os
 import re
 import sys
@@ -115,6 +116,28 @@ async def test_the_guide_streams_and_asks_and_publishes(workshop: Workshop) -> N
     )
 
 
+async def test_the_archivist_takes_a_file_and_gives_it_back(workshop: Workshop) -> None:
+    """The command of the page, word for word, and what it prints."""
+    console = README.partition("$ mesh send archivist ")[2].partition("```")[0]
+    line, said, told, _ = console.split("\n")
+    log, copy = workshop.folder / "access.log", workshop.folder / "copy.log"
+    log.write_text("a line here\nand another\n")
+    arguments = line.replace("access.log", str(log)).replace("copy.log", str(copy)).split()
+    environ = {"TEST_CWD": str(workshop.folder)}
+    async with workshop.mesh.start("run", "archivist:agent", **environ) as archivist:
+        await archivist.says("agent archivist runs")
+        done = await workshop.mesh.run("send", "archivist", *arguments)
+        silent = await workshop.mesh.run("send", "archivist", "count", "--file", str(log), "--json")
+        without = await workshop.mesh.run("send", "archivist", "count", "-o", str(copy))
+    assert (done.code, done.out) == (0, f"{said}\n")
+    assert done.err == f"{told}\n".replace("copy.log", str(copy))
+    assert copy.read_bytes() == log.read_bytes()
+    file = json.loads(silent.out)["file"]
+    assert (file["name"], file["size_bytes"], file["saved_to"]) == ("access.log", 24, None)
+    assert (without.code, without.out) == (1, "Nothing came with it.\n")
+    assert without.err == "mesh: agent 'archivist' has answered without a file\n"
+
+
 async def test_the_faststream_example_is_an_agent(workshop: Workshop) -> None:
     """A plain FastStream application with `attach`, run as an application is run."""
     runner = workshop.folder / "run_fast.py"
@@ -139,7 +162,7 @@ def test_every_example_is_tested() -> None:
     """A new example needs a test here."""
     assert set(BLOCKS) == {
         *("parrot.py", "guide.py", "ask.py", "by_subject.py", "openai_client.py", "fast.py"),
-        "responses_client.py",
+        *("responses_client.py", "archivist.py"),
     }
 
 

@@ -52,6 +52,12 @@ DENIED: Final = (
     "$JS.API.DIRECT.GET.REPLY.agent.*.reply.*.*.b",
     "$JS.API.DIRECT.GET.REPLY.agent.*.reply.*.*.*",
     "$JS.API.DIRECT.GET.REPLY.>",
+    "$O.bodies.C.x",
+    "$O.bodies.M.eA==",
+    "$JS.API.STREAM.PURGE.OBJ_bodies",
+    "$JS.API.STREAM.MSG.GET.OBJ_bodies",
+    "$JS.API.DIRECT.GET.OBJ_bodies",
+    "$JS.API.DIRECT.GET.OBJ_bodies.$O.bodies.C.>",
     "$KV.registry.agent.b",
     "$KV.registry.identity.UCK5N7N66OBOINFXAYC2ACJQYFSOD4VYNU6APEJTAVFZB2SVHLKGEW7L",
     "registry.event.identity.UCK5N7N66OBOINFXAYC2ACJQYFSOD4VYNU6APEJTAVFZB2SVHLKGEW7L",
@@ -166,7 +172,10 @@ async def canaries(core: Connection) -> dict[str, int]:
     found = {name: state.messages for name, state in states.items()}
     found[streams.REPLY] = states[streams.REPLY].last_seq
     card = await manager.get_msg(streams.REGISTRY, subject=f"{registry.KEY_PREFIX}agent.b")
-    watched = (streams.INBOX, streams.REPLY, streams.CONTROL, streams.DEAD, streams.REGISTRY)
+    watched = (
+        *(streams.INBOX, streams.REPLY, streams.CONTROL, streams.DEAD, streams.REGISTRY),
+        streams.BODIES,
+    )
     return {**{name: found[name] for name in watched}, "card": card.seq or 0}
 
 

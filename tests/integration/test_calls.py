@@ -10,6 +10,7 @@ from nats.aio.msg import Msg
 
 from mesh import Agent, CallContext, ChatDelta, ChatReply, ChatRequest, Usage
 from mesh.client import MeshClient
+from mesh.connection import Connection
 from mesh.errors import (
     AgentFailedError,
     AgentNotFoundError,
@@ -411,7 +412,12 @@ async def test_a_full_mailbox_is_told_at_once(
 
 
 async def test_bad_questions_are_refused_before_they_are_sent(
-    agent_id: str, running: Running, client: MeshClient, bare: Client
+    agent_id: str,
+    running: Running,
+    client: MeshClient,
+    connection: Connection,
+    bare: Client,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Bad ids, empty messages, impossible deadlines and sizes: a typed error each, link intact."""
     async with running(echo(agent_id)):
@@ -426,6 +432,7 @@ async def test_bad_questions_are_refused_before_they_are_sent(
         for timeout_s in (0, -1, 100_000, float("nan")):
             with pytest.raises(InvalidInputError):
                 await client.ask(agent_id, "x", timeout_s=timeout_s)
+        monkeypatch.setattr(connection, "body_max_bytes", 1_090_000)
         with pytest.raises(PayloadTooLargeError) as refused:
             await client.ask(agent_id, "x" * 1_100_000)
         assert refused.value.fields["actual_bytes"] > refused.value.fields["limit_bytes"]
@@ -440,7 +447,7 @@ async def test_bad_questions_are_refused_before_they_are_sent(
 async def test_the_largest_message_that_fits_is_answered(
     agent_id: str, running: Running, client: MeshClient
 ) -> None:
-    """A body near the limit passes; an answer over it is a typed error, and the link lives."""
+    """A body near the limit passes as one message; what is over it, passes beside one."""
     agent = Agent(agent_id)
 
     @agent.chat
@@ -450,9 +457,9 @@ async def test_the_largest_message_that_fits_is_answered(
         return ChatReply(content="y" * 1_100_000)
 
     async with running(agent):
-        assert (await client.ask(agent_id, "x" * 1_040_000)).text == "1040000"
-        with pytest.raises(PayloadTooLargeError):
-            await client.ask(agent_id, "too much")
+        for size in (1_040_000, *range(1_044_380, 1_044_420, 10), 1_100_000):
+            assert (await client.ask(agent_id, "x" * size)).text == str(size)
+        assert (await client.ask(agent_id, "too much")).text == "y" * 1_100_000
         assert (await client.ask(agent_id, "xx")).text == "2"
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from mesh import Agent, ChatRequest, subjects
 from mesh import headers as h
+from mesh.attachments import put_body
 from mesh.callers import Caller, new_instance_id
 from mesh.calls import CallState, StoredCall
 from mesh.client import MeshClient, open_client
@@ -19,10 +20,11 @@ from mesh.connection import Connection, open_connection
 from mesh.directory import follow_directory
 from mesh.followers import follow_call
 from mesh.ledger import read_record
+from mesh.objects import read
 from mesh.provision import ensure_streams
 from mesh.runtime import AgentHost
 from mesh.settings import Settings
-from mesh.streams import INBOX, REPLY
+from mesh.streams import BODIES, INBOX, REPLY
 from tests.cluster import LoopbackCluster
 from tests.conftest import control_plane, until
 
@@ -63,6 +65,36 @@ async def test_what_was_acknowledged_is_found_at_every_replica(tmp_path: Path) -
                 stored = StoredCall(call_id, "nobody", subject, 1_000_000)
                 async with follow_call(reader, stored) as call:
                     await call.result()
+
+
+@pytest.mark.timeout(120)
+async def test_a_large_body_is_read_at_every_replica(tmp_path: Path) -> None:
+    """At once, also where chunks are still to come; and through the loss of a server."""
+    body = os.urandom(3_000_000)
+    async with LoopbackCluster(tmp_path) as servers, AsyncExitStack() as stack:
+        connections = [
+            await stack.enter_async_context(open_connection(url, name="test", patience_s=20))
+            for url in servers.urls
+        ]
+        await ensure_streams(connections[0], Settings(replicas=3))
+        for number in range(12):
+            writer, *readers = connections[number % 3 :] + connections[: number % 3]
+            claim = await put_body(writer, f"call-{number}", body)
+            found = await asyncio.gather(*(read(one, claim) for one in readers))
+            assert found == [body, body]
+        info = await connections[0].client.jsm().stream_info(BODIES)
+        assert info.cluster is not None
+        lost = next(
+            number
+            for number, one in enumerate(connections)
+            if one.client._server_info["server_name"] == info.cluster.leader
+        )
+        claim = await put_body(connections[lost - 1], "before", body)
+        ending = asyncio.create_task(servers.end(lost))
+        again = await asyncio.wait_for(put_body(connections[lost - 1], "after", body), 60)
+        await ending
+        for one in (claim, again):
+            assert await read(connections[lost - 1], one) == body
 
 
 @dataclass(frozen=True, slots=True)

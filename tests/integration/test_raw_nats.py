@@ -16,7 +16,7 @@ from nats.aio.client import Client
 from handlers.foreign import attach
 from mesh import Agent, CallContext, ChatRequest
 from mesh.client import MeshClient
-from mesh.errors import SettingsError
+from mesh.errors import BodyLostError, SettingsError
 from mesh.questions import encode_question
 from mesh.settings import Settings
 from mesh.trust.keyring import Keyring
@@ -247,6 +247,52 @@ async def test_an_attached_faststream_application_is_a_full_agent(
         reply = await client.ask(agent_id, "hello")
         assert reply.text.startswith("faststream read ")
     await until(lambda: client.directory.agent(agent_id).state == "offline")
+
+
+async def test_an_attached_faststream_application_takes_large_bodies(
+    agent_id: str, settings: Settings, client: MeshClient, bare: Client
+) -> None:
+    """Both ways; of one that is gone its caller is told, and the handler does not see it."""
+    read: list[int] = []
+
+    def large() -> FastStream:
+        broker = NatsBroker(settings.nats_url)
+        app = FastStream(broker)
+        attach(app, AgentCard(id=agent_id), settings=settings)
+
+        @broker.subscriber(
+            f"agent.{agent_id}.inbox",
+            stream=JStream("INBOX", declare=False),
+            durable=agent_id,
+            pull_sub=PullSub(1),
+            ack_policy=AckPolicy.NACK_ON_ERROR,
+        )
+        async def answer(message: NatsMessage) -> str:
+            read.append(len(message.body))
+            return "y" * len(message.body)
+
+        return app
+
+    body = encode_question(agent_id, "x" * 2_000_000, stream=False)
+    app = large()
+    await app.start()
+    await until(lambda: client.directory.agent_record(agent_id) is not None)
+    call = await client.start(agent_id, body)
+    assert (await call.reply()).text == "y" * len(body)
+    await app.stop()
+    await until(lambda: client.directory.agent(agent_id).state == "offline")
+    call = await client.start(agent_id, body)
+    store = await bare.jetstream().object_store("bodies")
+    names = [one.name or "" for one in await store.list(ignore_deletes=True)]
+    await store.delete(next(one for one in names if one.startswith(call.id)))
+    app = large()
+    await app.start()
+    try:
+        with pytest.raises(BodyLostError):
+            await call.result()
+    finally:
+        await app.stop()
+    assert read == [len(body)]
 
 
 async def test_a_secure_mesh_takes_no_faststream_application(tmp_path: Path) -> None:

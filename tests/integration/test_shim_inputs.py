@@ -15,13 +15,14 @@ from tests.conftest import Running
 from tests.shim import CHAT, HELLO, ask, error_of, online, replier, serving
 
 GOOD = "steady-agent"
+LIMIT = 2_000_000
 
 
 @pytest.fixture(scope="module")
 async def http(connection: Connection, directory: Directory) -> AsyncIterator[httpx2.AsyncClient]:
     """A client of the door of these tests."""
     async with (
-        serving(connection, directory) as base,
+        serving(connection, directory, body_max_bytes=LIMIT) as base,
         httpx2.AsyncClient(base_url=base, timeout=10) as client,
     ):
         yield client
@@ -126,8 +127,8 @@ async def test_a_body_over_the_limit(
     directory: Directory,
     is_chunked: bool,
 ) -> None:
-    """What would close our connection to the broker for ever is refused, with a length or not."""
-    size = connection.client.max_payload * 3
+    """What is longer than the door takes is refused, with a length or without."""
+    size = LIMIT * 2
 
     async def parts() -> AsyncIterator[bytes]:
         for _ in range(size // 65_536):
@@ -142,27 +143,50 @@ async def test_a_body_over_the_limit(
         assert (await http.post(CHAT, json=ask(GOOD))).status_code == 200
 
 
-async def test_a_body_at_the_limit_is_carried(
-    http: httpx2.AsyncClient, connection: Connection, running: Running, directory: Directory
+async def test_large_bodies_that_are_answered_leave_room(
+    connection: Connection, running: Running, directory: Directory
 ) -> None:
-    """The room for headers is enough, whatever they say; the answer is over the limit."""
-    limit = connection.publisher.limit_bytes - 2048
+    """However many come one after the other, by every door, refused ones among them."""
+    agent_id = "roomy-agent"
+    body = ask(agent_id) | {"messages": [{"role": "user", "content": "x" * 1_500_000}]}
+    message = {"message": "x" * 1_500_000}
+    async with (
+        serving(connection, directory, body_max_bytes=LIMIT) as base,
+        httpx2.AsyncClient(base_url=base, timeout=10) as client,
+        online(running, directory, replier(agent_id)),
+    ):
+        for _ in range(12):
+            assert (await client.post(CHAT, json=body)).status_code == 200
+            direct = await client.post(f"/api/agent/{agent_id}/chat", json=message)
+            assert direct.status_code == 200
+            refused = await client.post(CHAT, json=body | {"model": "nobody-at-all"})
+            assert refused.status_code == 404
+
+
+@pytest.mark.parametrize("size", [1_040_000, 1_046_528, LIMIT])
+async def test_a_body_at_the_limit_is_carried(
+    http: httpx2.AsyncClient, running: Running, directory: Directory, size: int
+) -> None:
+    """Beside the broker's limit for a message, whatever the headers say, and at the door's own."""
     long_id = "x" * 32
     bare = len(httpx2.Request("POST", "http://x", json=ask(f"{long_id}@node1")).content)
-    body = ask(f"{long_id}@node1")
-    body["messages"] = [{"role": "user", "content": HELLO[0]["content"] + "x" * (limit - bare)}]
+    said = HELLO[0]["content"] + "x" * (size - bare)
+    body = ask(f"{long_id}@node1") | {"messages": [{"role": "user", "content": said}]}
     agent = Agent(long_id)
 
     @agent.chat
-    async def measure(request: ChatRequest) -> str:
-        return str(len(request.last_text))
+    async def repeat(request: ChatRequest) -> str:
+        return request.last_text
 
     headers = {"X-Mesh-Source-Agent": "s" * 32, "X-Mesh-Source-Node": "n" * 32}
     async with online(running, directory, agent):
         answer = await http.post(CHAT, json=body, headers=headers)
-        body["messages"][0]["content"] += "x"
+        call = await http.get(f"/v1/calls/{answer.headers['mesh-call-id']}")
+        body["messages"][0]["content"] += "x" * (LIMIT + 1 - size)
         too_long = await http.post(CHAT, json=body, headers=headers)
     assert answer.status_code == 200
+    assert answer.json()["choices"][0]["message"]["content"] == said
+    assert call.json()["result"] == answer.json()
     assert too_long.status_code == 413
 
 

@@ -20,6 +20,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
                 "mesh.log_lines",
                 "mesh.metrics",
                 "mesh.tracing",
+                "mesh.claims",
                 "mesh.codec",
                 "mesh.settings",
                 "mesh.loader",
@@ -35,10 +36,13 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
         "transport",
         frozenset(
             {
+                "mesh.attachments",
                 "mesh.background",
                 "mesh.child",
                 "mesh.heap",
                 "mesh.nats_client",
+                "mesh.objects",
+                "mesh.uploads",
                 "mesh.dispatch",
                 "mesh.clock",
                 "mesh.publisher",

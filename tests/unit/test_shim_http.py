@@ -9,9 +9,17 @@ from typing import Any, cast
 import pytest
 from starlette.requests import ClientDisconnect
 
-from mesh.errors import CallError, InvalidInputError, PayloadTooLargeError
+from mesh.errors import CallError, DoorBusyError, InvalidInputError, PayloadTooLargeError
 from mesh.shim.door import Door
-from mesh.shim.http import MAX_DEPTH, read_body, request_id, require_shallow
+from mesh.shim.http import (
+    MAX_DEPTH,
+    SMALL_BYTES,
+    BodyRoom,
+    read_body,
+    release_body,
+    request_id,
+    require_shallow,
+)
 from mesh.shim.waiting import settle
 from tests.conftest import until
 
@@ -60,6 +68,23 @@ async def test_a_body_without_a_length_is_read_up_to_the_limit() -> None:
     with pytest.raises(PayloadTooLargeError):
         await read_body(scope(), sender.receive, LIMIT)
     assert sender.parts == [b"never read"]
+
+
+async def test_large_bodies_share_a_room() -> None:
+    """A small one takes none of it; a large one, until it is answered, with a length or not."""
+    large, room = b"x" * SMALL_BYTES, BodyRoom(2 * SMALL_BYTES + 2)
+    first, second, third = scope(), scope(), scope()
+    for one in (first, second):
+        await read_body(one, Sender(large, b"x").receive, 10 * SMALL_BYTES, room)
+    await read_body(third, Sender(large).receive, 10 * SMALL_BYTES, room)
+    with pytest.raises(DoorBusyError):
+        await read_body(third, Sender(large, b"x").receive, 10 * SMALL_BYTES, room)
+    release_body(third)
+    for _ in range(2):
+        release_body(first)
+    await read_body(third, Sender(large, b"x").receive, 10 * SMALL_BYTES, room)
+    with pytest.raises(DoorBusyError):
+        await read_body(first, Sender(large, b"x").receive, 10 * SMALL_BYTES, room)
 
 
 async def test_a_client_that_leaves_half_way_is_noticed() -> None:

@@ -7,6 +7,7 @@ from typing import Any, cast
 import httpx2
 import orjson
 import pytest
+from nats.aio.client import Client
 
 from mesh.callers import Caller
 from mesh.calls import Call
@@ -196,7 +197,9 @@ class Quick:
 
 async def test_an_answer_that_was_faster_than_we_is_not_waited_for() -> None:
     """The frame may come in while the request is still being written."""
-    connection = SimpleNamespace(publisher=SimpleNamespace(limit_bytes=10_000))
+    connection = SimpleNamespace(
+        client=Client(), credentials=None, body_max_bytes=10_000, publisher=None
+    )
     caller = Caller("http", "node1", "instance")
     door = Door(cast(MeshClient, Quick()), cast(Connection, connection), caller)
     transport = httpx2.ASGITransport(create_app(door))

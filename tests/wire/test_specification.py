@@ -68,6 +68,8 @@ NAMES = [
     "withdraw",
     "access-record",
     "dead-letter",
+    "claimed-request",
+    "object-meta",
 ]
 
 
@@ -98,6 +100,15 @@ class Recorder:
                 return seen
         return None
 
+    def with_header(self, name: str) -> Seen | None:
+        """Return the first message that has a header."""
+        return next((one for one in self._seen if name in one.headers), None)
+
+    def last(self, pattern: str) -> Seen | None:
+        """Return the last message on a matching subject."""
+        found = (one for one in reversed(self._seen) if re.fullmatch(pattern, one.subject))
+        return next(found, None)
+
     def answer_to(self, request: Seen | None) -> Seen | None:
         """Return the first frame that answers a request."""
         reply_to = request.headers["reply_to"] if request else ""
@@ -107,6 +118,11 @@ class Recorder:
 def normalised(text: str) -> str:
     """Replace what changes from run to run by its name."""
     for pattern, name in (
+        (r"[0-9a-f]{32}\.[0-9a-f]{12}\b", "<call>.<upload>"),
+        (r"Nats-Msg-Id: [0-9a-f]{32}\.meta", "Nats-Msg-Id: <nuid>.meta"),
+        (r'"nuid":"[0-9a-f]{32}"', '"nuid":"<nuid>"'),
+        (r"SHA-256=[\w=-]+", "SHA-256=<base64url of the digest>"),
+        (r"\$O\.bodies\.M\.[\w=-]+", "$O.bodies.M.<base64url of the name>"),
         (r"reply\.[0-9a-f]{32}\.[0-9a-f]{32}", "reply.<instance>.<call>"),
         (r"00-[0-9a-f]{32}-[0-9a-f]{16}-01", "00-<trace>-<span>-01"),
         (r"mesh-request: \d+/\d+", "mesh-request: <sequence>/<stored ns>"),
@@ -164,12 +180,16 @@ def solarius() -> Agent:
 
 @pytest.fixture(scope="module")
 async def traffic(
-    running: Running, connection: Connection, directory: Directory, nats_url: str
+    running: Running,
+    connection: Connection,
+    directory: Directory,
+    nats_url: str,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, str]:
     """What a scenario sends, by the name of its block."""
     recorder = Recorder()
     witness = await nats.connect(nats_url)
-    for subject in ("agent.>", "registry.>", "dead.>", "$KV.access.>"):
+    for subject in ("agent.>", "registry.>", "dead.>", "$KV.access.>", "$O.>"):
         await witness.subscribe(subject, cb=recorder.take)
     await witness.flush()
     caller = Caller("daarwizz", "node1", new_instance_id())
@@ -185,6 +205,9 @@ async def traffic(
             await _cancel_one(client)
             ping = encode_question("solarius", "ping", stream=False)
             await (await client.start("solarius", ping, timeout_s=3, is_ping=True)).result()
+            sky = tmp_path_factory.mktemp("wire") / "sky.png"
+            sky.write_bytes(b"blue")
+            await client.ask("solarius", "x" * 1_100_000, file=sky)
             await witness.publish("agent.solarius.inbox", b"What time is it?")
             await until(lambda: recorder.find(r"agent\.solarius\.reply") is not None)
             await client.publish_event("solarius", "noon", b'{"at":"12:00"}')
@@ -241,6 +264,8 @@ def _named(
         "withdraw": recorder.find(r"registry\.withdraw\.solarius"),
         "access-record": recorder.find(r"\$KV\.access\.key\..*"),
         "dead-letter": recorder.find(r"dead\.nobody"),
+        "claimed-request": recorder.with_header(headers.BODY),
+        "object-meta": recorder.last(r"\$O\.bodies\.M\..*"),
     }
 
 

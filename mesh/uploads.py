@@ -1,0 +1,212 @@
+"""Writes objects into the store of `mesh.objects`, chunk after chunk in bounded memory.
+
+The layout is that of NATS ADR-20, so that `nats object` and nats-py read what is written here.
+nats-py's own store awaits each chunk's acknowledgement alone, which is slow far from the broker.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterable
+from contextlib import aclosing
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Final
+from uuid import uuid4
+
+import nats.errors
+from nats.js.errors import APIError, NotFoundError
+
+from mesh import codec, subjects
+from mesh import headers as h
+from mesh.claims import Claim
+from mesh.connection import Connection
+from mesh.errors import AckLostError, BrokerUnreachableError, StorageFullError, TransportError
+from mesh.objects import BUCKET, CHUNK_BYTES, WINDOW, purge, require_storable, written_digest
+from mesh.publisher import PubAck
+from mesh.streams import BODIES, UPLOAD_S
+from schemas.object import ObjectMeta, ObjectOptions
+
+logger = logging.getLogger(__name__)
+
+CHUNK_ROOM_BYTES: Final = 1024
+"""For the headers of a chunk, where the broker takes no larger messages."""
+SLOWEST_BYTES_PER_S: Final = 125_000
+"""1 Mbit/s. The first chunks of an upload that expire must outlive it."""
+SPARE_S: Final = 30.0
+DISCARD_S: Final = 2.0
+"""How long the failure of an upload may take, to take back what was sent."""
+
+
+async def put(
+    connection: Connection,
+    name: str,
+    source: AsyncIterable[bytes],
+    *,
+    size_bytes: int | None,
+    lifetime_s: float | None = None,
+    file_name: str = "",
+) -> Claim:
+    """Store what `source` yields, and return the claim on it once JetStream has all of it.
+
+    The pieces may have any size; few megabytes of it are held at once. It is kept for a day, or
+    for `lifetime_s`. When it cannot be stored, or this is cancelled, what was sent is taken back,
+    if that is possible within two seconds; what a dead process leaves is gone after a day.
+
+    Raises:
+        PayloadTooLargeError: see `require_storable`; `size_bytes` None is not known before.
+        StorageFullError: the object store is full.
+        BrokerUnreachableError: the broker does not acknowledge it.
+    """
+    require_storable(connection, size_bytes or 0)
+    upload = _Upload(connection, name, size_bytes, lifetime_s)
+    limit = asyncio.timeout(UPLOAD_S)
+    try:
+        async with limit, aclosing(_cut(source, upload.chunk_bytes)) as chunks:
+            async for chunk in chunks:
+                await upload.add(chunk)
+            return await upload.finish(file_name)
+    except BaseException as error:
+        # Whoever was cancelled may be about to close the connection.
+        await asyncio.wait({connection.tasks.start(upload.discard())}, timeout=DISCARD_S)
+        if isinstance(error, StorageFullError):
+            message = f"no room for large bodies: {error.message}"
+            fields = {**error.fields, BUCKET: subjects.BODIES_BUCKET}
+            raise StorageFullError(message, **fields) from error
+        if limit.expired():
+            late = f"the upload of {name} took longer than {UPLOAD_S:g} s"
+            raise BrokerUnreachableError(late) from error
+        raise
+
+
+class _Upload:
+    """An object that is being written."""
+
+    def __init__(
+        self, connection: Connection, name: str, size_bytes: int | None, lifetime_s: float | None
+    ) -> None:
+        self._connection = connection
+        self._publisher = connection.publisher
+        self._name = name
+        self._nuid = uuid4().hex
+        self._subject = subjects.body_chunks(self._nuid)
+        self._expected_bytes = connection.body_max_bytes if size_bytes is None else size_bytes
+        self._lifetime_s = lifetime_s
+        self._digest = sha256()
+        self._size_bytes = 0
+        self._chunks = 0
+        self._pending: deque[_Sent] = deque()
+        self._place = 0
+        self.chunk_bytes = min(CHUNK_BYTES, self._publisher.limit_bytes - CHUNK_ROOM_BYTES)
+
+    async def add(self, chunk: bytes) -> None:
+        """Send a chunk; wait while too many are on their way."""
+        self._size_bytes += len(chunk)
+        require_storable(self._connection, self._size_bytes)
+        self._digest.update(chunk)
+        if len(self._pending) >= WINDOW:
+            await self._confirm()
+        # A repeat of one whose acknowledgement was lost is stored once.
+        headers = {h.MSG_ID: f"{self._nuid}.{self._chunks}", **self._ttl()}
+        self._chunks += 1
+        try:
+            future = await self._publisher.submit(self._subject, chunk, headers)
+        except BrokerUnreachableError as error:
+            # The buffer of a lost connection is full: it is sent when that is back.
+            future = asyncio.get_running_loop().create_future()
+            future.set_exception(AckLostError(f"not sent: {error}"))
+            future.exception()  # It may never be awaited: not an unretrieved exception.
+        self._pending.append(_Sent(chunk, headers, future))
+
+    async def finish(self, file_name: str) -> Claim:
+        """Wait for every acknowledgement, and write what makes it an object."""
+        while self._pending:
+            await self._confirm()
+        meta = ObjectMeta(
+            name=self._name,
+            bucket=subjects.BODIES_BUCKET,
+            nuid=self._nuid,
+            size=self._size_bytes,
+            chunks=self._chunks,
+            digest=written_digest(self._digest.hexdigest()),
+            mtime=datetime.now(UTC).isoformat(timespec="seconds"),
+            options=ObjectOptions(max_chunk_size=self.chunk_bytes),
+        )
+        headers = {h.MSG_ID: f"{self._nuid}.meta", **self._ttl()}
+        subject = subjects.body_meta(self._name)
+        await self._publisher.publish(subject, codec.encode(meta), headers)
+        return Claim(self._name, self._size_bytes, self._digest.hexdigest(), file_name)
+
+    async def discard(self) -> None:
+        """Take back what was sent: after it has arrived, or it would arrive behind that."""
+        if waiting := [one.future for one in self._pending]:
+            await asyncio.wait(waiting)
+        try:
+            await purge(self._connection, self._subject)
+            await purge(self._connection, subjects.body_meta(self._name))
+        except TransportError as error:
+            logger.info("half of object %s stays for a day: %s", self._name, error)
+
+    def _ttl(self) -> dict[str, str]:
+        """An object that expires goes at about the same time as a whole, its first chunks later."""
+        if self._lifetime_s is None:
+            return {}
+        left_s = max(0, self._expected_bytes - self._size_bytes) / SLOWEST_BYTES_PER_S
+        return {h.TTL: h.ttl(self._lifetime_s + left_s + SPARE_S)}
+
+    async def _confirm(self) -> None:
+        """Wait for the oldest acknowledgement. The order of the chunks is that of their places."""
+        sent = self._pending[0]
+        try:
+            stored = await asyncio.shield(sent.future)
+        except AckLostError as lost:
+            stored = await self._send_again(sent, lost)
+        if stored.sequence < self._place:
+            # It was stored before one that had to be sent again, and must stand behind that.
+            await _delete(self._connection, stored.sequence)
+            sent.headers[h.MSG_ID] += ".again"
+            stored = await self._send_again(sent, None)
+        self._place = stored.sequence
+        self._pending.popleft()
+
+    async def _send_again(self, sent: "_Sent", lost: AckLostError | None) -> PubAck:
+        return await self._publisher.publish(self._subject, sent.chunk, sent.headers, lost=lost)
+
+
+class _Sent:
+    """A chunk on its way."""
+
+    __slots__ = ("chunk", "future", "headers")
+
+    def __init__(
+        self, chunk: bytes, headers: dict[str, str], future: "asyncio.Future[PubAck]"
+    ) -> None:
+        self.chunk = chunk
+        self.headers = headers
+        self.future = future
+
+
+async def _cut(source: AsyncIterable[bytes], size: int) -> AsyncGenerator[bytes, None]:
+    """Yield the same bytes in pieces of `size`, but for the last."""
+    kept = bytearray()
+    async for piece in source:
+        if len(piece) == size and not kept:
+            yield piece
+            continue
+        kept += piece
+        while len(kept) >= size:
+            yield bytes(kept[:size])
+            del kept[:size]
+    if kept:
+        yield bytes(kept)
+
+
+async def _delete(connection: Connection, sequence: int) -> None:
+    try:
+        await connection.client.jsm(timeout=10.0).delete_msg(BODIES, sequence)
+    except NotFoundError:
+        return
+    except APIError as error:
+        raise TransportError(f"cannot move chunk {sequence}: {error.description}") from error
+    except nats.errors.Error as error:
+        raise BrokerUnreachableError(f"cannot move chunk {sequence}: {error}") from error
