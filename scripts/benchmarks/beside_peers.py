@@ -3,7 +3,8 @@
 Each peer runs in the environment of `scripts/setup peers`, as its own documentation sets it up, its
 agent and its caller processes of their own, and all do the same in the same run: an echo. The A2A
 SDK speaks JSON-RPC to a server that keeps nothing; FastStream takes from core NATS, or from a
-stream on the mesh's broker and answers on core NATS. The mesh stores request and answer.
+stream on the mesh's broker and answers on core NATS. The mesh stores request and answer. Nobody
+logs what it is asked.
 
 With many calls at once it is the A2A SDK's client that is slow, for its HTTP client is. Hence its
 server is asked by wrk as well, which takes next to nothing: what a better client could reach.
@@ -21,8 +22,9 @@ from urllib.request import Request, urlopen
 import orjson
 
 from scripts.benchmarks import calls, wrk
-from scripts.benchmarks.figures import Limit, NotRun, Row, report
+from scripts.benchmarks.figures import Limit, Row, report
 from scripts.benchmarks.loads import LABELS
+from scripts.benchmarks.notes import not_run
 from scripts.benchmarks.options import complete, parser
 from scripts.benchmarks.processes import BenchError, python, running, told_by
 from scripts.benchmarks.references import LISTENING, environment
@@ -141,7 +143,7 @@ async def run_bench(rounds: int, scale: float) -> list[Row]:
                     limits = LIMITS.get((other.name, in_flight), {})
                     rows += beside(where, measured, mesh, LABELS, limits)
     if not wrk.is_installed():
-        rows.append(NotRun(A2A_BY_WRK, wrk.MISSING))
+        rows.append(not_run(A2A_BY_WRK, wrk.MISSING))
     return rows
 
 

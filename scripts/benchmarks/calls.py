@@ -38,7 +38,7 @@ from scripts.benchmarks.loads import LABELS, Ask, load
 from scripts.benchmarks.options import complete, parser
 from scripts.benchmarks.peers import plain_agent
 from scripts.benchmarks.peers.plain_caller import BODY
-from scripts.benchmarks.processes import BenchError, Spoken, python, running, tell, told_by
+from scripts.benchmarks.processes import SPARING, BenchError, Spoken, python, running, tell, told_by
 from scripts.benchmarks.rounds import Measured, beside, in_turns
 
 BARE, MESH, SECURE = "bare", "mesh", "secure"
@@ -172,7 +172,8 @@ async def secure_site(folder: Path) -> AsyncIterator[Site]:
 
 def control_plane(url: str, **environ: str) -> AbstractAsyncContextManager[Spoken]:
     """Run the registrar, which makes the mesh agent's mailbox."""
-    return running("control plane", python("handlers.app"), MESH_NATS_URL=url, **environ)
+    environ |= {"MESH_NATS_URL": url, **SPARING}
+    return running("control plane", python("handlers.app"), **environ)
 
 
 async def measure(sites: Sequence[Site], rounds: int, calls: dict[int, int]) -> Results:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Final
 
 from scripts.benchmarks import rates, references, registrations, streams, wrk
-from scripts.benchmarks.figures import Figure, NotRun, Row, report
+from scripts.benchmarks.figures import Figure, Row, report
+from scripts.benchmarks.notes import not_run, note
 from scripts.benchmarks.peers import waiting_agents
 from scripts.benchmarks.processes import ROOT, BenchError, Mesh, mesh_run, mesh_up
 from scripts.benchmarks.rates import Pace
@@ -78,7 +79,7 @@ async def fresh_mesh() -> AsyncIterator[Mesh]:
 
 async def beside_bare(mesh: Mesh, echo: wrk.Target, plan: Plan) -> list[Figure]:
     """Compare with the same round trip by hand."""
-    tell("beside a bare ASGI application")
+    note("beside a bare ASGI application")
     async with references.bare(mesh) as bare:
         return [
             *await rates.compare("bare ASGI", bare, echo, 0.7, plan.pace),
@@ -91,7 +92,7 @@ async def beside_guide(echo: wrk.Target, plan: Plan) -> list[Row]:
     name = "the guide's design"
     if not plan.with_guide:
         return [not_run(name, "--no-guide")]
-    tell(f"beside {name}")
+    note(f"beside {name}")
     try:
         await references.environment("bench")
         async with references.guide() as guide:
@@ -105,7 +106,7 @@ async def beside_litellm(echo: wrk.Target, plan: Plan) -> list[Row]:
     name = "LiteLLM's proxy"
     if not plan.with_litellm:
         return [not_run(name, "--no-litellm")]
-    tell(f"beside {name}")
+    note(f"beside {name}")
     try:
         await references.environment("litellm")
         with tempfile.TemporaryDirectory() as folder:
@@ -113,17 +114,6 @@ async def beside_litellm(echo: wrk.Target, plan: Plan) -> list[Row]:
                 return [*await rates.compare(name, proxy, echo, 25, plan.slow_pace)]
     except BenchError as error:
         return [not_run(name, str(error))]
-
-
-def not_run(name: str, why: str) -> NotRun:
-    """Say at once, and in the table, what is left out."""
-    tell(f"NOT RUN: {name} ({why})")
-    return NotRun(name, why.partition("\n")[0])
-
-
-def tell(text: str) -> None:
-    """Tell what is going on, beside the table."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def allow_open_files() -> None:
@@ -168,4 +158,4 @@ def main(arguments: list[str]) -> None:
     report(rows, judge=plan.judge, as_json=as_json)
     for row in rows:
         if plan.judge and row.is_kept is False:
-            tell(f"MISS: {row.name} is not {row.limit}")
+            note(f"MISS: {row.name} is not {row.limit}")

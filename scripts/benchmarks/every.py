@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from scripts.benchmarks.figures import NotRun, Row, row_of, table
+from scripts.benchmarks.notes import not_run, note
 from scripts.benchmarks.processes import ROOT, clean_environ, python
 
 NEEDS: Final = "needs an environment of its own (scripts/setup {}); without --quick it is run"
@@ -46,27 +47,16 @@ BENCHES: Final = (
 def run(bench: Bench, *, is_quick: bool) -> list[Row]:
     """Run a bench, and return its rows; one that says so if there are none."""
     if is_quick and bench.left_out:
-        return [not_run(bench, bench.left_out)]
-    tell(f"== {bench.name}")
+        return [not_run(bench.name, bench.left_out)]
+    note(f"== {bench.name}")
     options = bench.quick if is_quick else ()
     command = python("scripts.benchmarks", bench.name, *options, "--json")
     ended = subprocess.run(
         command, cwd=ROOT, env=clean_environ(), stdout=subprocess.PIPE, text=True, check=False
     )
     if ended.returncode:
-        return [not_run(bench, f"it failed, exit code {ended.returncode}")]
+        return [not_run(bench.name, f"it failed, exit code {ended.returncode}")]
     return [row_of(one) for one in json.loads(ended.stdout)]
-
-
-def not_run(bench: Bench, why: str) -> NotRun:
-    """Say at once, and in the table, what is left out."""
-    tell(f"NOT RUN: {bench.name} ({why})")
-    return NotRun(bench.name, why)
-
-
-def tell(text: str) -> None:
-    """Tell what is going on, beside the tables."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def shown(found: Mapping[str, Sequence[Row]], *, judge: bool) -> str:

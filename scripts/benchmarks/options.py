@@ -12,7 +12,9 @@ from scripts.benchmarks.processes import BenchError
 Result = TypeVar("Result")
 
 
-def parser(name: str, about: str, *, rounds: int | None = None) -> argparse.ArgumentParser:
+def parser(
+    name: str, about: str, *, rounds: int | None = None, is_scaled: bool = True
+) -> argparse.ArgumentParser:
     """Return what reads the options of the bench `name`; `rounds` are as many as it makes.
 
     `role` is what a process of the bench is told that was started by the bench itself.
@@ -21,7 +23,8 @@ def parser(name: str, about: str, *, rounds: int | None = None) -> argparse.Argu
     made.add_argument("role", nargs="*", help=argparse.SUPPRESS)
     if rounds is not None:
         made.add_argument("--rounds", type=int, default=rounds)
-    made.add_argument("--scale", type=float, default=1.0, help="times the number of calls")
+    if is_scaled:
+        made.add_argument("--scale", type=float, default=1.0, help="times the number of calls")
     made.add_argument("--quick", action="store_true", help="a smoke run: nothing is judged")
     made.add_argument("--json", action="store_true", help="print plain data")
     return made

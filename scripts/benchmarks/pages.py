@@ -4,7 +4,6 @@ A real `mesh up`; agents that are announced and beat; the system's Chromium, whe
 Each page is painted beside an empty one of the same server, in turns.
 """
 
-import argparse
 import asyncio
 import shutil
 import statistics
@@ -17,7 +16,9 @@ from playwright.async_api import Browser, async_playwright
 
 from scripts.benchmarks import rates, wrk
 from scripts.benchmarks.door import ECHO, fresh_mesh
-from scripts.benchmarks.figures import Figure, Limit, NotRun, Row, report
+from scripts.benchmarks.figures import Figure, Limit, Row, report
+from scripts.benchmarks.notes import not_run
+from scripts.benchmarks.options import complete, parser
 from scripts.benchmarks.processes import Mesh, mesh_run
 from scripts.benchmarks.rates import Pace
 from scripts.benchmarks.registrations import registered, until_listed
@@ -27,6 +28,7 @@ PAINT: Final = (
     "new Promise((done) => new PerformanceObserver((list) => "
     "done(list.getEntries()[0].startTime)).observe({type: 'paint', buffered: true}))"
 )
+DESCRIPTION: Final = "The pages: first paint, and what open ones cost."
 EMPTY: Final = "/agent/nobody-at-all"
 PAINT_MS: Final = 150.0
 IDLE_PERCENT: Final = 5.0
@@ -52,7 +54,7 @@ async def painted(mesh: Mesh, pages: tuple[str, ...], rounds: int) -> list[Row]:
     """Time the first paint of each page, in a window without a cache."""
     found = shutil.which("chromium") or shutil.which("google-chrome")
     if found is None:
-        return [NotRun("first paint", "there is no Chromium: apt-get install chromium")]
+        return [not_run("first paint", "there is no Chromium: apt-get install chromium")]
     times: dict[str, list[float]] = {one: [] for one in (EMPTY, *pages)}
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
@@ -97,7 +99,7 @@ async def watched(pace: Pace) -> list[Row]:
     """Compare a door whose traffic is watched with one of another mesh that nobody looks at."""
     name = "a door that nobody watches"
     if not wrk.is_installed():
-        return [NotRun(name, wrk.MISSING)]
+        return [not_run(name, wrk.MISSING)]
     async with AsyncExitStack() as stack:
         meshes = [await stack.enter_async_context(fresh_mesh()) for _ in range(2)]
         for mesh in meshes:
@@ -136,12 +138,10 @@ async def follow(http: httpx2.AsyncClient, url: str) -> None:
 
 def main(arguments: list[str]) -> None:
     """Run, and print the table. A missed limit is told, and is no failure: machines are noisy."""
-    parser = argparse.ArgumentParser(prog="scripts/bench pages", description=__doc__)
-    parser.add_argument("--agents", type=int, default=500)
-    parser.add_argument("--quick", action="store_true", help="a smoke run: nothing is judged")
-    parser.add_argument("--json", action="store_true", help="print plain data")
-    chosen = parser.parse_args(arguments)
+    reading = parser("pages", DESCRIPTION, is_scaled=False)
+    reading.add_argument("--agents", type=int, default=500)
+    chosen = reading.parse_args(arguments)
     judge = not chosen.quick
     rounds, idle_s, pace = (9, 30.0, Pace(5, 4, 4)) if judge else (1, 2.0, Pace(1, 1, 1))
-    rows = asyncio.run(run_bench(chosen.agents, rounds, idle_s, pace))
+    rows = complete(run_bench(chosen.agents, rounds, idle_s, pace))
     report(rows, judge=judge, as_json=chosen.json)

@@ -207,7 +207,7 @@ async def run_bench(rounds: int, idle_s: float) -> list[Row]:
 
 def main(arguments: list[str]) -> None:
     """Run, and print the table."""
-    options = parser("starts", DESCRIPTION, rounds=5).parse_args(arguments)
+    options = parser("starts", DESCRIPTION, rounds=5, is_scaled=False).parse_args(arguments)
     rounds, idle_s = (1, 2.0) if options.quick else (options.rounds, IDLE_S)
     rows = complete(run_bench(rounds, idle_s))
     report(rows, judge=not options.quick, as_json=options.json)

@@ -58,7 +58,10 @@ def main() -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         print(f"listening on {url}", flush=True)
-        config = uvicorn.Config(create_app(url), access_log=False, log_level="warning")
+        # By default it closes idle connections when httpx does, and requests are lost in between.
+        config = uvicorn.Config(
+            create_app(url), access_log=False, log_level="warning", timeout_keep_alive=65
+        )
         uvicorn.Server(config).run(sockets=[listener])
 
 

@@ -1,7 +1,8 @@
 """A FastStream application with default options: `python -m …faststream_app URL`.
 
-One subscriber answers requests, the other takes from a stream and publishes its answers. In the
-environment of `scripts/setup peers`.
+One subscriber answers requests, the other takes from a stream and publishes its answers. Only the
+two lines that it logs about each message are switched off. In the environment of
+`scripts/setup peers`.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ ECHO, WORK, STREAM = "faststream.echo", "faststream.work", "FASTSTREAM"
 
 def create_app(url: str) -> FastStream:
     """Make the application."""
-    broker = NatsBroker(url)
+    broker = NatsBroker(url, logger=None)
 
     @broker.subscriber(ECHO)
     async def echo(body: dict[str, Any]) -> dict[str, Any]:
