@@ -146,7 +146,7 @@ SAID: Final = (
     Said(
         "openRequests",
         "registry.open.{instance}",
-        "A process is asked which requests of some agents it has; it answers with OpenRequests.",
+        "A process is asked which requests of an agent it has in work; it answers with OpenRequests.",
         (OpenQuestion,),
         headers={},
         action="receive",

@@ -53,8 +53,10 @@ async def on_exhausted(advisory: Exhausted, connection: Link, directory: Known) 
     if request is None:
         return
     target = subjects.parse_inbox(request.subject)
-    if advisory.consumer != directory.durable(target.agent, target.node):
-        return  # Of a group that the agent has left: its own durable has the request.
+    record = directory.agent_record(target.agent)
+    is_leaving = record is not None and record.is_leaving
+    if is_leaving or advisory.consumer != directory.durable(target.agent, target.node):
+        return  # Of a group that the agent has left, or leaves: its own durable delivers it.
     await _move(connection, request, Reason.MAX_DELIVERIES)
 
 
@@ -72,7 +74,7 @@ async def on_terminated(advisory: Terminated, connection: Link) -> None:
     agent, _, node = advisory.consumer.partition(streams.GROUP_MARK)
     if not agent:
         logger.warning("message %d of %s was refused", advisory.stream_seq, advisory.consumer)
-        return  # Of several agents: whose it was is gone with it. Ours refuse nothing there.
+        return  # Of several agents: whose it was is gone with it.
     subject = str(subjects.InboxSubject(agent, node or None))
     request = StoredMessage(subject, advisory.stream_seq, {}, advisory.reason.encode())
     await bury(connection, request, Reason.TERMINATED)
@@ -156,7 +158,11 @@ class Undertaker:
         found: dict[str, list[str]] = {}
         for subject in waiting:
             target = subjects.parse_inbox(subject)
-            if target.is_valid:  # Else on no node that there can be: it expires.
+            record = self._directory.agent_record(target.agent)
+            is_leaving = record is not None and record.is_leaving
+            # Not on a node that there cannot be: it expires. Nor of who leaves his group at the
+            # moment: his own durable will deliver it.
+            if target.is_valid and not is_leaving:
                 durable = self._directory.durable(target.agent, target.node)
                 found.setdefault(durable, []).append(subject)
         return found

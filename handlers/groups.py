@@ -9,10 +9,10 @@ into a group that exists, see `mesh.streams.group_consumer`.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable
+from contextlib import suppress
 from typing import Final
 
 import nats.errors
-import orjson
 from nats.aio.msg import Msg
 from nats.js.api import ConsumerInfo
 from nats.js.errors import APIError, NotFoundError
@@ -20,11 +20,9 @@ from nats.js.errors import APIError, NotFoundError
 from mesh import registry, streams, subjects
 from mesh.background import BackgroundTasks
 from mesh.connection import Connection
-from mesh.delivery import Delivery
 from mesh.directory import Directory
 from mesh.dispatch import Prompt
 from mesh.errors import BrokerUnreachableError, InvalidInputError, MeshError, TransportError
-from mesh.history import read_at
 from mesh.provision import ensure_consumer
 from schemas.registry import AgentRecord, OpenQuestion, OpenRequests, State
 
@@ -32,7 +30,11 @@ logger = logging.getLogger(__name__)
 
 ANSWER_S: Final = 1.0
 """How long a process may take to say what it works on."""
-RENEW_S: Final = 3.0
+PART_S: Final = 0.2
+LOOK_S: Final = 5.0
+PATIENCE_S: Final = 30.0
+"""How long who leaves a group waits for what he has in work: new requests wait with him. What takes
+longer may be delivered to another process of his as well, and is answered once."""
 LISTENERS: Final = "registrar"
 """Of several registrars one hears a message."""
 OVERLAP: Final = 10100
@@ -42,41 +44,57 @@ PutRecord = Callable[[AgentRecord], Awaitable[None]]
 
 
 class Groups:
-    """The shared durables of the stream of mailboxes."""
+    """The shared durables of the stream of mailboxes.
+
+    Who is to leave a group is marked in its record. The group's filter is shortened then, what the
+    group has delivered is worked on, and only when nothing of it is open the agent gets a durable
+    of its own: so no two durables have the same request in work. Each step can be done again, by
+    any registrar, and is, as long as the mark stands.
+    """
 
     def __init__(self, connection: Connection, directory: Directory, put: PutRecord) -> None:
         self._connection = connection
         self._directory = directory
         self._put = put
         self._tasks = BackgroundTasks()
-        self._is_whole = False
-        """Whether nothing that was begun is left half done."""
+        self._leaving_since: dict[str, float] = {}
+        """Since when this registrar sees to it that an agent leaves its group."""
+        self._is_wanted = asyncio.Event()
         self.changing = asyncio.Lock()
-        """Held while the group of an agent changes, or its record is written."""
+        """Held while records of agents are made of what the directory says, and written."""
 
     async def close(self) -> None:
-        """Let go of what is renewed for others: it comes again by itself."""
+        """Do nothing more."""
         await self._tasks.cancel()
 
-    async def make(self, group: str, agents: Collection[str]) -> frozenset[str]:
-        """Make a group, and return those of `agents` that stay alone.
+    async def make(
+        self, group: str, agents: Collection[str], host: Collection[str]
+    ) -> frozenset[str]:
+        """Make a group, and return those of `agents` that have durables of their own.
 
-        A group that exists keeps whom it has of them, and no others.
+        A group that exists keeps whom it has of them. Others are to leave it, unless they are
+        agents of the same process, `host`.
 
         Raises:
-            TransportError: one is in another group: its host is to look again.
+            TransportError: the host is to look again: somebody is in another group by now.
         """
-        for agent in agents:
-            record = self._directory.agent_record(agent)
-            if record is not None and record.group not in ("", group):
-                raise TransportError(f"agent {agent!r} is in another group, {record.group}")
+        self._require_free(agents, group)
         found = await self._find(group)
         if found is None:
             return await self._make(group, agents)
         inside = _agents_of(found)
-        if strangers := inside - set(agents):
-            await self._take_out(group, strangers)
+        if (missing := inside - frozenset(agents)) & frozenset(host):
+            raise TransportError(
+                f"{', '.join(sorted(missing)[:3])} were to be announced with {group}"
+            )
+        await self.mark(missing)
         return frozenset(agents) - inside
+
+    def _require_free(self, agents: Iterable[str], group: str) -> None:
+        for agent in agents:
+            record = self._directory.agent_record(agent)
+            if record is not None and (record.is_leaving or record.group not in ("", group)):
+                raise TransportError(f"agent {agent!r} is in another group, or leaves it")
 
     async def _make(self, group: str, agents: Collection[str]) -> frozenset[str]:
         manager = self._connection.client.jsm(timeout=20.0)
@@ -86,10 +104,26 @@ class Groups:
         except APIError as error:
             if error.err_code != OVERLAP:
                 raise
+        await self.free(agents)
         alone = frozenset([one for one in agents if not await self._is_free(one)])
         if members := frozenset(agents) - alone:
             await manager.add_consumer(streams.INBOX, streams.group_consumer(group, members))
         return alone
+
+    async def free(self, agents: Iterable[str]) -> None:
+        """Take agents out of groups that the registry does not know of: it was lost, they were not.
+
+        At once: who has requests of such a group in work is not known either.
+        """
+        strangers, known = frozenset(agents), self._directory.groups()
+        manager, offset = self._connection.client.jsm(timeout=20.0), 0
+        while page := await manager.consumers_info(streams.INBOX, offset=offset):
+            offset += len(page)
+            for one in page:
+                found = strangers - frozenset(known.get(one.name, ()))
+                if streams.is_group(one.name) and found & _agents_of(one):
+                    logger.warning("%s has agents that the registry does not know there", one.name)
+                    await manager.add_consumer(streams.INBOX, streams.without(one.config, found))
 
     async def _is_free(self, agent: str) -> bool:
         """Tell whether an agent has no durable of its own; one that nobody uses is given up.
@@ -105,107 +139,103 @@ class Groups:
         await self._connection.client.jsm(timeout=20.0).delete_consumer(streams.INBOX, agent)
         return True
 
-    async def take_out(self, agents: Iterable[str]) -> None:
-        """Give agents durables of their own, where they share one.
+    async def require_alone(self, agent: str) -> None:
+        """Have an agent leave its group, if it is in one.
 
         Raises:
-            TransportError: the others of a group would be nobody: it is as good as one's own.
+            TransportError: it is in one still; it will have left in a moment.
         """
-        groups: dict[str, set[str]] = {}
+        record = self._directory.agent_record(agent)
+        if record is not None and record.group:
+            await self.mark((agent,))
+            raise TransportError(f"agent {agent!r} is about to leave its group")
+
+    async def mark(self, agents: Iterable[str]) -> None:
+        """Have agents leave their groups."""
         for agent in agents:
             record = self._directory.agent_record(agent)
-            if record is not None and record.group:
-                groups.setdefault(record.group, set()).add(agent)
-        for group, leaving in groups.items():
-            await self._take_out(group, leaving)
+            if record is not None and record.group and not record.is_leaving:
+                logger.info("agent %s is to leave %s", agent, record.group)
+                await self._put(record.model_copy(update={"is_leaving": True}))
+        self._is_wanted.set()
 
-    async def _take_out(self, group: str, agents: Collection[str]) -> None:
-        """Take agents out of a group.
+    async def part_forever(self) -> None:
+        """Let those leave that are marked, until cancelled."""
+        while True:
+            try:
+                if not await self._part():
+                    self._is_wanted.clear()
+            except (MeshError, APIError, nats.errors.Error) as error:
+                logger.warning("agents that are to leave their groups: %s", error)
+                self._is_wanted.set()
+            with suppress(TimeoutError):
+                # Another registrar may have marked some, and be gone.
+                await asyncio.wait_for(self._is_wanted.wait(), LOOK_S)
+            await asyncio.sleep(PART_S)
 
-        The group still settles what it has delivered, and their own durables begin with the same:
-        that is renewed here until it is settled, and not delivered twice.
-        """
-        self._is_whole = False
-        manager = self._connection.client.jsm(timeout=20.0)
-        config = (await manager.consumer_info(streams.INBOX, group)).config
-        smaller = streams.without(config, agents)
-        if not smaller.filter_subjects:
-            raise TransportError(f"{', '.join(agents)} share {group} with nobody")
-        if smaller.filter_subjects != config.filter_subjects:
-            await manager.add_consumer(streams.INBOX, smaller)
-        await asyncio.gather(*(self._make_own(one) for one in agents))
-        self._is_whole = True
+    async def _part(self) -> bool:
+        """Do for everybody who is marked what can be done now; tell whether somebody is left."""
+        leaving: dict[str, list[str]] = {}
+        for agent, record in self._directory.leaving().items():
+            leaving.setdefault(record.group, []).append(agent)
+        names = {agent for agents in leaving.values() for agent in agents}
+        self._leaving_since = {
+            one: since for one, since in self._leaving_since.items() if one in names
+        }
+        left = False
+        for group, agents in leaving.items():
+            await self._shorten(group, agents)
+            for agent in agents:
+                left |= not await self._part_one(agent)
+        return left
 
-    async def _make_own(self, agent: str) -> None:
-        record = self._directory.agent_record(agent)
-        manager = self._connection.client.jsm(timeout=20.0)
-        taken = await self._open_requests(agent)
-        for node in record.nodes if record else ():
-            for stream, consumer in streams.mailbox_consumers(agent, node):
-                await ensure_consumer(manager, stream, consumer)
-        for delivery in await self._pull(agent, len(taken)):
-            if delivery.sequence in taken:
-                self._tasks.start(self._renew(delivery))
-            else:
-                await delivery.nak(0)
-        if record is not None:
-            await self._put(record.model_copy(update={"group": "", "pins": ()}))
+    async def _shorten(self, group: str, agents: Collection[str]) -> None:
+        """Have a group deliver nothing more of some agents."""
+        if (found := await self._find(group)) is None:
+            return
+        smaller = streams.without(found.config, agents)
+        if smaller.filter_subjects != found.config.filter_subjects:
+            await self._connection.client.jsm(timeout=20.0).add_consumer(streams.INBOX, smaller)
+
+    async def _part_one(self, agent: str) -> bool:
+        """Give an agent durables of its own, if nothing that its group has delivered is open."""
+        now = asyncio.get_running_loop().time()
+        since = self._leaving_since.setdefault(agent, now)
+        if now - since < PATIENCE_S and await self._is_open(agent):
+            return False
+        async with self.changing:
+            record = self._directory.agent_record(agent)
+            if record is None or not record.is_leaving:
+                return True
+            manager = self._connection.client.jsm(timeout=20.0)
+            for node in record.nodes:
+                for stream, consumer in streams.mailbox_consumers(agent, node):
+                    await ensure_consumer(manager, stream, consumer)
+            await self._put(
+                record.model_copy(update={"group": "", "is_leaving": False, "pins": ()})
+            )
         logger.info("agent %s has a durable of its own now", agent)
+        return True
 
-    async def _open_requests(self, agent: str) -> frozenset[int]:
-        """Ask the processes of an agent which of its requests they have."""
-        asked = [
-            self._ask(one.instance, agent) for one in self._directory.standing(agent).instances
-        ]
-        return frozenset().union(*await asyncio.gather(*asked))
+    async def _is_open(self, agent: str) -> bool:
+        """Ask the processes of an agent whether they have requests of its group."""
+        live = self._directory.standing(agent).instances
+        return any(await asyncio.gather(*(self._ask(one.instance, agent) for one in live)))
 
-    async def _ask(self, instance: str, agent: str) -> Collection[int]:
+    async def _ask(self, instance: str, agent: str) -> bool:
         try:
             answer = await registry.ask(
                 self._connection,
                 subjects.open_requests(instance),
-                OpenQuestion(agents=(agent,)),
+                OpenQuestion(agent=agent),
                 OpenRequests,
                 timeout_s=ANSWER_S,
             )
         except MeshError as error:
-            # What it has may be worked on twice, and is answered once.
-            logger.warning("process %s does not say what it works on: %s", instance, error)
-            return ()
-        return answer.sequences
-
-    async def _pull(self, durable: str, most: int) -> list[Delivery]:
-        """Take what waits for a durable at this moment, up to `most`."""
-        client, found = self._connection.client, list[Delivery]()
-        if not most:
-            return found
-        inbox = client.new_inbox()
-        subscription = await client.subscribe(inbox)
-        try:
-            request = orjson.dumps({"batch": most, "no_wait": True})
-            await client.publish(f"{subjects.PULL}.{streams.INBOX}.{durable}", request, reply=inbox)
-            while len(found) < most:
-                message: Msg = await subscription.next_msg(timeout=ANSWER_S)
-                if not message.reply:
-                    break  # A status: nothing more waits.
-                found.append(Delivery.read(client, message))
-        except nats.errors.Error as error:
-            logger.warning("pulling from %s: %s", durable, error)
-        finally:
-            await subscription.unsubscribe()
-        return found
-
-    async def _renew(self, delivery: Delivery) -> None:
-        """Keep a request from being delivered as long as another durable has it in work."""
-        while True:
-            try:
-                await delivery.in_progress()
-                await asyncio.sleep(RENEW_S)
-                if await read_at(self._connection, streams.INBOX, delivery.sequence) is None:
-                    return
-            except (nats.errors.Error, MeshError) as error:
-                logger.debug("cannot renew %s: %s", delivery.ack_subject, error)
-                await asyncio.sleep(RENEW_S)
+            # It stands still, or dies: it is asked again until it is off the registry.
+            logger.debug("process %s does not say what it works on: %s", instance, error)
+            return True
+        return bool(answer.sequences)
 
     async def listen(self) -> None:
         """Hear work that is bound to a node, to the end of the connection."""
@@ -243,18 +273,6 @@ class Groups:
             await self._put(record.model_copy(update={"pins": (*record.pins, node)}))
             logger.info("agent %s has a durable for its work on %s now", agent, node)
 
-    async def mend(self) -> None:
-        """End what a registrar has begun that died, or could not reach the broker."""
-        if self._is_whole:
-            return
-        for group, members in self._directory.groups().items():
-            found = await self._find(group)
-            inside = members if found is None else _agents_of(found)
-            if (left := members - inside) and inside:
-                logger.warning("%s: %d agents are taken out to the end", group, len(left))
-                await self._take_out(group, left)
-        self._is_whole = True
-
     async def _find(self, durable: str) -> ConsumerInfo | None:
         try:
             manager = self._connection.client.jsm(timeout=20.0)
@@ -269,4 +287,4 @@ class Groups:
 def _agents_of(found: ConsumerInfo) -> frozenset[str]:
     """Return whose requests a durable delivers; one subject alone may be told in its own field."""
     captured = found.config.filter_subjects or [found.config.filter_subject or ""]
-    return frozenset(subjects.parse_inbox(one).agent for one in captured)
+    return frozenset(subjects.parse_inbox(one).agent for one in captured) - {str(found.name)}

@@ -11,10 +11,9 @@ import logging
 from collections.abc import Collection, Sequence
 from typing import Final
 
-import nats.errors
 from nats.js.errors import APIError
 
-from handlers.groups import Groups
+from handlers.groups import OVERLAP, Groups
 from mesh import registry, streams
 from mesh.background import BackgroundTasks
 from mesh.connection import Connection
@@ -25,6 +24,7 @@ from mesh.errors import (
     MeshError,
     PublishRefusedError,
     StreamMissingError,
+    TransportError,
 )
 from mesh.provision import ensure_consumer, ensure_streams
 from mesh.settings import Settings
@@ -99,7 +99,7 @@ class Registrar:
             await asyncio.gather(*map(self._put_agent, records))
         for card in announcement.cards:
             logger.info("agent %s on %s", card.id, instance.node)
-        return Receipt(alone=tuple(sorted(alone)))
+        return Receipt(cards=len(announcement.cards), alone=tuple(sorted(alone)))
 
     async def withdraw(self, agent: str, withdrawal: Withdrawal) -> None:
         """Take an agent off a process. Its card and its mailbox stay."""
@@ -117,17 +117,13 @@ class Registrar:
             return Receipt()
         await self._put_instance(instance)
         await self._put_node(instance)
-        if instance.crowded and self._keyring is None:
+        if instance.crowded and self._is_open:
             self._tasks.start(self._give_room(instance.crowded))
         return Receipt(known=self._directory.is_on_record(instance))
 
     async def _give_room(self, agents: Sequence[str]) -> None:
-        try:
-            async with self.groups.changing:
-                await self.groups.take_out(agents)
-        except (MeshError, APIError, nats.errors.Error) as error:
-            # They say so again with every heartbeat.
-            logger.warning("%s: no durable of their own yet: %s", ", ".join(agents), error)
+        async with self.groups.changing:
+            await self.groups.mark(agents)
 
     async def forget(self, instance: str) -> None:
         """Delete the placements of a process that is gone."""
@@ -168,8 +164,9 @@ class Registrar:
         self._connection.elections.on_leader(streams.REGISTRY, self._pause)
         if self._directory.placements():
             await self._pause()
-        if self._keyring is None:
+        if self._is_open:
             await self.groups.listen()
+            self._tasks.start(self.groups.part_forever())
         key = registry.instance_key(self._instance.instance)
         ttl_s = self._settings.heartbeat_s * REIGN_HEARTBEATS
         loop, written_at = asyncio.get_running_loop(), None
@@ -188,8 +185,6 @@ class Registrar:
                 written_at = loop.time()
                 await self.sweep()
                 await self.settle()
-                async with self.groups.changing:
-                    await self.groups.mend()
             except StreamMissingError as error:
                 logger.warning("the registry was deleted, and is made again: %s", error)
                 await self._make_again()
@@ -279,12 +274,17 @@ class Registrar:
         """Return the whole registry."""
         return self._directory.view()
 
+    @property
+    def _is_open(self) -> bool:
+        """Whether the mesh asks nobody who he is: agents may share durables."""
+        return self._connection.credentials is None and self._keyring is None
+
     def _refuse_group(self, announcement: Announcement) -> Receipt | None:
         """In a secure mesh a subject proves one agent, and rights are given by agent."""
         group, ids = announcement.group, [one.id for one in announcement.cards]
         if not group and not announcement.beside:
             return None
-        if self._keyring is not None:
+        if not self._is_open:
             return refusal("card_refused", "agents of a secure mesh share no durable")
         if not streams.is_group(group) or len(set(ids)) < len(ids) or len(ids) > streams.GROUP_MOST:
             most = f"a group has a name with {streams.GROUP_MARK} and up to {streams.GROUP_MOST}"
@@ -295,10 +295,11 @@ class Registrar:
         """Make the durables of what is announced; return who has one of his own."""
         ids = frozenset(one.id for one in announcement.cards)
         if announcement.group:
-            alone = await self.groups.make(announcement.group, ids)
+            host = announcement.instance.agents
+            alone = await self.groups.make(announcement.group, ids, host)
         else:
             alone = ids
-            await self.groups.take_out(ids)
+            await self.groups.require_alone(announcement.card.id)
         manager = self._connection.client.jsm(timeout=20.0)
         wanted = []
         for card in announcement.cards:
@@ -306,8 +307,14 @@ class Registrar:
                 wanted += streams.mailbox_consumers(card.id, announcement.instance.node)
             events = [(one.source, one.name) for one in card.subscriptions]
             wanted += streams.event_consumers(card.id, events)
-        for stream, consumer in wanted:
-            await ensure_consumer(manager, stream, consumer)
+        try:
+            for stream, consumer in wanted:
+                await ensure_consumer(manager, stream, consumer)
+        except APIError as error:
+            if error.err_code != OVERLAP:
+                raise
+            await self.groups.free(ids)
+            raise TransportError("a group had its mailbox, of a registry that was lost") from None
         return alone
 
     async def _place(self, agent: str, instance: Instance) -> None:

@@ -48,6 +48,12 @@ class Delivery:
             stored_ns=int(tokens[first + 3]),
         )
 
+    @property
+    def durable(self) -> str:
+        """By which durable it came."""
+        tokens = self.ack_subject.split(".")
+        return tokens[3 if len(tokens) == _V1_TOKENS else 5]
+
     async def ack(self) -> None:
         """Say that the work is done. If it gets lost, the message comes again."""
         await self.client.publish(self.ack_subject, b"+ACK")

@@ -17,14 +17,16 @@ from mesh.streams import INBOX
 
 logger = logging.getLogger(__name__)
 
-WINDOW: Final = 32
+WINDOW: Final = 16
 """Messages that are asked for at most: all may be for one agent."""
-CROWD: Final = 16
-"""So many are waiting for one agent: it holds up the others."""
-CROWD_S: Final = 5.0
-"""How long nothing is pulled while somebody holds up the others: the time to give him a durable."""
-HELD_MOST: Final = 256
-"""Nothing is pulled as long as so many are held, whoever they are for."""
+CROWD: Final = 8
+"""So many are held for one agent: it holds up the others, and nothing is pulled for a moment."""
+CROWD_PAUSE_S: Final = 5.0
+"""That moment, in which the registrar takes it out; without one the others are served after it."""
+HELD_S: Final = 1.0
+"""Something is held for so long: another process may have a slot for it, and should be asked."""
+HELD_MOST: Final = 1_000
+"""Nothing is pulled as long as so many are held: a whole mailbox of one agent is no reason."""
 
 
 class GroupPull:
@@ -40,8 +42,10 @@ class GroupPull:
         self._slots = 0
         self._held = 0
         """Of all of them together: with every request this is looked at."""
+        self._held_since: dict[str, float] = {}
         self._crowded_at: dict[str, float] = {}
         self._is_started = False
+        self._stopping = asyncio.Lock()
 
     def seat(self, agent: str, take: OnDelivery) -> "Seat":
         """Give an agent a place in the group."""
@@ -49,8 +53,10 @@ class GroupPull:
         return Seat(self, agent)
 
     def crowded(self) -> list[str]:
-        """Return who holds up the others."""
-        return list(self._crowded_at) if len(self._free) > 1 else []
+        """Return who holds up the others, or has held something for a while."""
+        now = asyncio.get_running_loop().time()
+        late = (one for one, since in self._held_since.items() if now - since > HELD_S)
+        return sorted({*self._crowded_at, *late})
 
     async def start(self) -> None:
         """Begin to pull, once."""
@@ -59,10 +65,11 @@ class GroupPull:
             await self._loop.start()
 
     async def stop(self) -> None:
-        """Pull no more, for nobody."""
-        if self._is_started:
-            self._is_started = False
-            await self._loop.stop()
+        """Pull no more, for nobody. What is on its way is still brought."""
+        async with self._stopping:
+            if self._is_started:
+                self._is_started = False
+                await self._loop.stop()
 
     async def tick(self) -> None:
         """Look after the pulls. To be called every second or so."""
@@ -73,15 +80,21 @@ class GroupPull:
         """Say how many slots an agent has free; below zero, so many of its requests are held."""
         self._count(self._free.get(agent, 0), free)
         self._free[agent] = free
+        now = asyncio.get_running_loop().time()
+        if free >= 0:
+            self._held_since.pop(agent, None)
+        else:
+            self._held_since.setdefault(agent, now)
         if -free < CROWD:
             self._crowded_at.pop(agent, None)
         else:
-            self._crowded_at.setdefault(agent, asyncio.get_running_loop().time())
+            self._crowded_at.setdefault(agent, now)
         self._pull()
 
     def leave(self, agent: str) -> None:
         """Take an agent's slots out. What the group has delivered is still brought to it."""
         self._count(self._free.pop(agent, 0), 0)
+        self._held_since.pop(agent, None)
         self._crowded_at.pop(agent, None)
         self._pull()
 
@@ -94,18 +107,20 @@ class GroupPull:
             self._loop.want(0 if self._is_held_up() else min(WINDOW, self._slots))
 
     def _is_held_up(self) -> bool:
+        if self._held >= HELD_MOST:
+            return True
         if not self._crowded_at:
             return False
         since_s = asyncio.get_running_loop().time() - max(self._crowded_at.values())
-        return self._held >= HELD_MOST or (since_s < CROWD_S and len(self._free) > 1)
+        return since_s < CROWD_PAUSE_S
 
     def _on_delivery(self, delivery: Delivery) -> None:
         agent = subjects.parse_inbox(delivery.subject).agent
         if (take := self._takers.get(agent)) is not None:
             take(delivery)
             return
-        # Somebody who has left the group, and what a process had that is dead: it is delivered by
-        # its own durable, and this one gives it up after some tries.
+        # Of somebody who leaves the group, and what a process had that is dead: it is delivered by
+        # the durable that he will have, and this one gives it up after some tries.
         logger.debug("%s: a request for %s, who is not here", self.group, agent)
 
 
@@ -116,6 +131,7 @@ class Seat:
         self.group: Final = pull.group
         self._pull = pull
         self._agent = agent
+        self._is_given_up = False
 
     async def start(self) -> None:
         """Begin to pull, with the others."""
@@ -130,8 +146,10 @@ class Seat:
 
     def want(self, messages: int) -> None:
         """Have pulls outstanding for `messages` messages; below zero, so many are held."""
-        self._pull.want(self._agent, messages)
+        if not self._is_given_up:
+            self._pull.want(self._agent, messages)
 
     def leave(self) -> None:
-        """Give the place up."""
+        """Pull no more for this agent."""
+        self._is_given_up = True
         self._pull.leave(self._agent)

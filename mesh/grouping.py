@@ -58,9 +58,11 @@ def teams(agents: Iterable[str], directory: Directory) -> list[Team]:
     rest, alone = list[str](), list[str]()
     for agent in sorted(agents):
         record = directory.agent_record(agent)
-        if record is not None and record.group:
+        if record is not None and record.group and not record.is_leaving:
             groups.setdefault(record.group, []).append(agent)
-        elif record is None or directory.state_on(agent, None) is State.OFFLINE:
+        elif record is None or (
+            not record.is_leaving and directory.state_on(agent, None) is State.OFFLINE
+        ):
             rest.append(agent)
         else:
             alone.append(agent)

@@ -100,8 +100,9 @@ class Pressure:
     async def room_in_s(self, inbox: str) -> int | None:
         """Estimate when a mailbox has room again, in whole seconds; `inbox` is its subject.
 
-        None at the first look, when the broker does not say in a second, and behind an account
-        boundary, where nobody may look into another's mailbox.
+        None at the first look, when the broker does not say in a second, behind an account
+        boundary, where nobody may look into another's mailbox, and of an agent that shares its
+        durable: what it has done is not told apart.
         """
         if is_guarded(self._connection.client):
             return None

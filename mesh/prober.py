@@ -144,8 +144,18 @@ class Prober:
             case Method.DIRECT:
                 answer = self._http.direct(agent)
             case _:
+                node = self._bound(agent, node)
                 answer = self._nats.ping(agent, node)
         return await self._mailboxes.ping(agent, node, answer)
+
+    def _bound(self, agent: str, node: str | None) -> str | None:
+        """Return the node that a ping is for: none where that would take a durable of its own.
+
+        An agent of a group has one for its work on a node from the first such request on, and a
+        test of all agents on all nodes should not be that.
+        """
+        record = self._client.directory.agent_record(agent)
+        return None if record and record.group and node not in record.pins else node
 
     async def _try_agent(self, view: AgentView, method: Method) -> Outcome:
         if method is Method.PRESENCE:

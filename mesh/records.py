@@ -180,12 +180,16 @@ class Records:
         return (record and record.group) or agent
 
     def groups(self) -> dict[str, set[str]]:
-        """Return who shares a durable with whom, by its name."""
+        """Return who shares a durable with whom, and is to do so, by its name."""
         found: dict[str, set[str]] = {}
         for agent, record in self._agents.items():
-            if record.group:
+            if record.group and not record.is_leaving:
                 found.setdefault(record.group, set()).add(agent)
         return found
+
+    def leaving(self) -> dict[str, AgentRecord]:
+        """Return the records of those that are about to leave their groups."""
+        return {agent: record for agent, record in self._agents.items() if record.is_leaving}
 
     def node_record(self, node: str) -> NodeRecord | None:
         """Return the record of a node, or None for an unknown one."""

@@ -29,7 +29,6 @@ from mesh.exposition import exposing
 from mesh.grouping import Team
 from mesh.heartbeat import beat_forever
 from mesh.micro import MicroServices
-from mesh.nats_client import is_guarded
 from mesh.place import Place
 from mesh.settings import Settings
 from mesh.version import VERSION
@@ -86,6 +85,9 @@ class AgentHost:
         self._workforce: Workforce | None = None
         self._is_draining = False
         self._is_told_unheard = False
+        self._may_group = connection.credentials is None
+        """In a secure mesh a subject proves who announces, and rights are given agent by agent."""
+        self._is_announcing = False
         self._tasks = BackgroundTasks()
 
     async def run(self, stop: asyncio.Event, *, grace_s: float = STOP_GRACE_S) -> None:
@@ -156,8 +158,7 @@ class AgentHost:
     async def _serve_all(self, workforce: Workforce, directory: Directory) -> None:
         """Bring every agent to work; what the registrar has elsewhere by then is grouped again."""
         while waiting := self._agents.keys() - workforce.agents:
-            if is_guarded(self._connection.client):
-                # There a subject proves who announces, and rights are given agent by agent.
+            if not self._may_group:
                 teams = grouping.one_by_one(waiting)
             else:
                 teams = grouping.teams(waiting, directory)
@@ -179,6 +180,10 @@ class AgentHost:
             receipt = await self._announce(team)
         except TransportError:
             await asyncio.sleep(ANNOUNCE_PAUSE_S)
+            return
+        if receipt.cards < len(team.agents):
+            logger.warning("the registrar knows no groups: each agent gets durables of its own")
+            self._may_group = False
             return
         for one in team.without(receipt.alone):
             await self._start(one, workforce)
@@ -211,11 +216,19 @@ class AgentHost:
                 return
             await asyncio.sleep(ANNOUNCE_PAUSE_S)
 
-    async def _announce_again(self) -> None:
-        logger.info("the registry does not know this process; announcing again")
-        if self._workforce is not None:
-            for team in self._workforce.teams():
+    async def _forgotten(self) -> None:
+        """Announce again, beside the heartbeats, which must not wait for it."""
+        if not self._is_announcing and self._workforce is not None:
+            logger.info("the registry does not know this process; announcing again")
+            self._is_announcing = True
+            self._tasks.start(self._announce_again(self._workforce))
+
+    async def _announce_again(self, workforce: Workforce) -> None:
+        try:
+            for team in workforce.teams():
                 await self._announce_at_last(team)
+        finally:
+            self._is_announcing = False
 
     async def _watch(
         self, stop: asyncio.Event, workforce: Workforce, serving: "asyncio.Task[None]"
@@ -258,7 +271,7 @@ class AgentHost:
             self._connection,
             self._described,
             interval_s=self._settings.heartbeat_s,
-            on_forgotten=self._announce_again,
+            on_forgotten=self._forgotten,
         )
 
     async def _finish(self, workforce: Workforce, grace_s: float) -> None:

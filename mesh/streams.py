@@ -301,7 +301,8 @@ def group_consumer(group: str, agents: Iterable[str]) -> ConsumerConfig:
     Agents may be taken out of it, see `without`, but never put into it: of a subject that is added
     later, JetStream does not deliver what is stored before the durable's place (2.15.1).
     """
-    captured = sorted(map(subjects.inbox, agents))
+    # The name of the group stands in for an agent, so that all others can leave.
+    captured = [f"agent.{group}.inbox", *sorted(map(subjects.inbox, agents))]
     return _worker(group, filter_subjects=captured, max_ack_pending=GROUP_ACK_PENDING)
 
 

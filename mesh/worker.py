@@ -75,6 +75,21 @@ class _Open:
     delivery: Delivery
     share: Share
     renewed_at: float
+    also: Delivery | None = None
+    """The same by another durable, when the agent has left its group meanwhile."""
+
+    def comes_again(self, delivery: Delivery) -> None:
+        """Take in a further delivery. The acknowledgement of one settles all."""
+        if delivery.durable == self.delivery.durable:
+            self.delivery = delivery
+        else:
+            self.also = delivery
+
+    async def renew(self) -> None:
+        """Ask for another ack_wait."""
+        for one in (self.delivery, self.also):
+            if one is not None:
+                await one.in_progress()
 
 
 def pause_s(attempt: int) -> float:
@@ -102,7 +117,7 @@ class AgentWorker:
         self._place = place
         self._client = place.connection.client
         self._cancels: Subscription | None = None
-        self._seat = None if group is None else group.seat(agent.id, self._on_shared)
+        self._seat = None if group is None else group.seat(agent.id, self._on_grouped)
         self._sources: dict[Share, Source] = {}
         if self._seat is not None:
             self._sources[Share.SHARED] = self._seat
@@ -143,11 +158,15 @@ class AgentWorker:
         metrics.RUNNING.set(lambda: self._running, label)
         self._ask()
 
-    async def stop(self, grace_s: float) -> None:
-        """Stop pulling, finish what was taken, and cancel what takes longer than `grace_s`."""
+    async def take_no_more(self) -> None:
+        """Stop pulling. What is on its way is still taken."""
         self._is_stopping = True
         for source in self._sources.values():
             await source.stop()
+
+    async def stop(self, grace_s: float) -> None:
+        """Finish what was taken, and cancel what takes longer than `grace_s`."""
+        await self.take_no_more()
         deadline = asyncio.get_running_loop().time() + grace_s
         while self._open and (left_s := deadline - asyncio.get_running_loop().time()) > 0:
             await self._tasks.join(min(left_s, TICK_S))
@@ -166,7 +185,7 @@ class AgentWorker:
             if now - one.renewed_at >= RENEW_AFTER_S:
                 one.renewed_at = now
                 try:
-                    await one.delivery.in_progress()
+                    await one.renew()
                 except nats.errors.Error as error:
                     logger.debug("cannot renew %s: %s", one.delivery.ack_subject, error)
         for source in self._sources.values():
@@ -174,8 +193,8 @@ class AgentWorker:
 
     @property
     def open_sequences(self) -> tuple[int, ...]:
-        """Which requests it has taken and not settled, by their place in the stream."""
-        return tuple(self._open)
+        """Which requests for anybody it has taken and not settled, by their place in the stream."""
+        return tuple(place for place, one in self._open.items() if one.share is Share.SHARED)
 
     @property
     def group(self) -> str:
@@ -186,6 +205,8 @@ class AgentWorker:
         """Pull from where the registrar has put the agent's requests by now."""
         if self._is_stopping:
             return
+        if self._seat is not None and record.is_leaving:
+            self._seat.leave()
         if self._seat is not None and not record.group:
             self._seat.leave()
             self._seat = None
@@ -215,13 +236,18 @@ class AgentWorker:
     def _on_shared(self, delivery: Delivery) -> None:
         self._take(delivery, Share.SHARED)
 
+    def _on_grouped(self, delivery: Delivery) -> None:
+        # Once the agent has left, what a process had that is dead comes by its own durable.
+        if self._seat is not None or delivery.sequence in self._open:
+            self._take(delivery, Share.SHARED)
+
     def _on_pinned(self, delivery: Delivery) -> None:
         self._take(delivery, Share.PINNED)
 
     def _take(self, delivery: Delivery, share: Share) -> None:
         if (running := self._open.get(delivery.sequence)) is not None:
             # The link was away for longer than ack_wait. Its own ack will settle this one too.
-            running.delivery = delivery
+            running.comes_again(delivery)
             self._ask()
             return
         now = asyncio.get_running_loop().time()

@@ -6,7 +6,7 @@ agent another durable. Announces nothing; see `mesh.runtime`.
 
 import asyncio
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from nats.aio.msg import Msg
@@ -84,6 +84,8 @@ class Workforce:
 
     async def stop(self, grace_s: float) -> None:
         """Pull nothing more, and let what runs come to its end, for at most `grace_s`."""
+        # First all of them pull no more: what a group still brings may be for any.
+        await asyncio.gather(*(worker.take_no_more() for worker in self._agents.values()))
         await asyncio.gather(*(worker.stop(grace_s) for worker in self._everybody()))
         for worker in self._agents.values():
             worker.agent.bind(None)
@@ -129,10 +131,6 @@ class Workforce:
             logger.warning("a question that is none: %s", error)
             return
         if message.reply:
-            told = OpenRequests(sequences=tuple(self._open_of(asked.agents)))
+            worker = self._agents.get(asked.agent)
+            told = OpenRequests(sequences=() if worker is None else worker.open_sequences)
             await self._client.publish(message.reply, codec.encode(told))
-
-    def _open_of(self, agents: Iterable[str]) -> Iterator[int]:
-        for agent in agents:
-            if (worker := self._agents.get(agent)) is not None:
-                yield from worker.open_sequences

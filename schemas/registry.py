@@ -64,6 +64,8 @@ class AgentRecord(WireModel):
     """When the last process that ran it was last heard. Empty as long as one lives."""
     group: str = ""
     """The durable that it shares with other agents. Empty where it has one of its own."""
+    is_leaving: bool = False
+    """It is to have one of its own: as soon as nothing is open that the group has delivered."""
     pins: tuple[Id, ...] = ()
     """Of a grouped agent, the nodes for which its pinned work has a durable: made when needed."""
 
@@ -161,13 +163,13 @@ class Heartbeat(WireModel):
 
 
 class OpenQuestion(WireModel):
-    """Body of `registry.open.<instance>`, a core request: what is not settled of these agents?"""
+    """Body of `registry.open.<instance>`, a core request: what of this agent is not settled?"""
 
-    agents: tuple[Id, ...] = ()
+    agent: Id
 
 
 class OpenRequests(WireModel):
-    """The answer to an `OpenQuestion`: places in the stream of mailboxes."""
+    """The answer to an `OpenQuestion`: places in the stream of mailboxes, of work for any node."""
 
     sequences: tuple[int, ...] = ()
 
@@ -178,6 +180,8 @@ class Receipt(WireModel):
     ok: bool = True
     known: bool = True
     """False after a heartbeat of a forgotten instance: its host announces again."""
+    cards: int = 1
+    """How many were taken of an announcement: a registrar that knows no groups takes the first."""
     alone: tuple[Id, ...] = ()
     """Of a group that was announced, those that have durables of their own."""
     code: str = ""

@@ -4,22 +4,23 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from nats.aio.client import Client
 
-from mesh import Agent, ChatRequest
+from mesh import Agent, ChatRequest, registry
 from mesh.callers import Caller, new_instance_id
 from mesh.client import MeshClient, open_client
 from mesh.connection import Connection, open_connection
 from mesh.directory import Directory, follow_directory
 from mesh.errors import AgentNotFoundError, MailboxFullError
-from mesh.group_pull import CROWD
+from mesh.group_pull import CROWD, CROWD_PAUSE_S
 from mesh.grouping import ALONE_MOST
 from mesh.runtime import AgentHost
 from mesh.settings import Settings
-from mesh.streams import INBOX, is_group, without
+from mesh.streams import INBOX, REGISTRY, is_group, without
 from tests.brisk import brisk_broker
 from tests.conftest import Running, control_plane, until
 from tests.integration.test_pressure import fill
@@ -79,7 +80,8 @@ async def test_a_large_process_has_few_durables(
         asked = await asyncio.gather(*(client.ask(one, one, timeout_s=30) for one in ids))
         assert [answer.text for answer in asked] == ids
     found = await durables(connection, agent_id)
-    assert sorted(len(one) for one in found.values()) == [30, 100]
+    # Beside the agents each has a subject of its own, so that all of them can leave.
+    assert sorted(len(one) - 1 for one in found.values()) == [30, 100]
     assert all(map(is_group, found))
     # They are offline now, and known: the next process takes up where this one ended.
     late = asyncio.create_task(client.ask(ids[0], "late", timeout_s=30))
@@ -152,24 +154,40 @@ async def test_who_holds_up_the_others_gets_a_durable_of_his_own(
     directory: Directory,
     client: MeshClient,
 ) -> None:
-    """While it works on: what was delivered by the group is not delivered again by it."""
+    """When what the group has delivered is worked on, once; nobody waits for him meanwhile."""
     ids = crowd(agent_id)
     async with slow_replicas(running, ids) as replicas:
-        texts = [f"question {number}" for number in range(4 * CROWD)]
+        texts = [f"question {number}" for number in range(8 * CROWD)]
         asked = asyncio.gather(*(client.ask(ids[0], one, timeout_s=60) for one in texts))
-        await until(lambda: group_of(directory, ids[0]) == "")
-        # Nobody waits for the slow one.
+        await until(lambda: ids[0] in directory.leaving())
         for one in ids[1:]:
             assert (await client.ask(one, one, timeout_s=10)).text == one
-        found = await durables(connection, agent_id)
-        assert {f"agent.{ids[0]}.inbox"} == found.pop(ids[0])
-        assert sum(f"agent.{ids[0]}.inbox" in one for one in found.values()) == 0
+        assert ids[0] in directory.leaving(), "its requests are open"
         for replica in replicas:
             replica.gate.set()
         assert [answer.text for answer in await asked] == texts
-        began = replicas[0].began + replicas[1].began
-        assert began == Counter(texts), "worked on twice"
-        assert all(one.began for one in replicas), "one had all the work"
+        assert sum((one.began for one in replicas), Counter[str]()) == Counter(texts)
+        await until(lambda: group_of(directory, ids[0]) == "")
+        found = await durables(connection, agent_id)
+        assert found.pop(ids[0]) == {f"agent.{ids[0]}.inbox"}
+        assert not any(f"agent.{ids[0]}.inbox" in one for one in found.values())
+        await shared_by_free_slots(client, replicas, ids[0])
+
+
+async def shared_by_free_slots(client: MeshClient, replicas: list[Slow], agent: str) -> None:
+    """With a durable of its own, one process that is busy leaves the rest to the other one."""
+    busy, _ = replicas
+    busy.began.clear()
+    busy.gate.clear()
+    async with asyncio.timeout(20):
+        while not busy.began:
+            first = asyncio.create_task(client.ask(agent, "first", timeout_s=60))
+            while not (busy.began or first.done()):
+                await asyncio.sleep(0.01)
+    for number in range(10):
+        assert (await client.ask(agent, str(number), timeout_s=10)).text == str(number)
+    busy.gate.set()
+    await first
 
 
 async def test_one_of_them_runs_elsewhere_too(
@@ -178,7 +196,7 @@ async def test_one_of_them_runs_elsewhere_too(
     """A small process cannot pull for a whole group: the agent is taken out of it."""
     ids, seen = crowd(agent_id), Counter[str]()
     async with running(*echoes(ids, " here")), running(*echoes(ids[:1], " there"), node="node2"):
-        assert group_of(directory, ids[0]) == ""
+        await until(lambda: group_of(directory, ids[0]) == "")
         async with asyncio.timeout(20):
             while not (seen["hi here"] and seen["hi there"]):
                 seen[(await client.ask(ids[0], "hi", timeout_s=30)).text] += 1
@@ -197,7 +215,7 @@ async def test_a_new_version_without_one_of_them(
             await old.aclose()
             asked = await asyncio.gather(*(client.ask(one, "hi", timeout_s=30) for one in ids[1:]))
             assert {answer.text for answer in asked} == {"hi new"}
-    assert group_of(directory, ids[0]) == ""
+            await until(lambda: group_of(directory, ids[0]) == "")
 
 
 async def test_a_new_version_with_more_of_them(
@@ -269,17 +287,17 @@ agents = [repeating(one) for one in {ids!r}]
 async def test_the_process_dies(
     agent_id: str, running: Running, settings: Settings, client: MeshClient, tmp_path: Path
 ) -> None:
-    """What it had is delivered to a replica: by the group, and once it has left it, for itself."""
+    """What it had is delivered to a replica, by the group; and to a process without the others."""
     ids = crowd(agent_id)
     (tmp_path / "many.py").write_text(MODULE.format(ids=ids))
     async with host_process(settings, "many:agents", "node3", tmp_path) as dying:
         await until(lambda: _is_asked(client, ids[0]))
-        held = asyncio.gather(*(client.ask(one, "die", timeout_s=50) for one in ids[:3]))
+        held = asyncio.gather(*(client.ask(one, "die", timeout_s=60) for one in ids[:3]))
         await asyncio.sleep(0.5)
-        async with running(*echoes(ids)), running(*echoes(ids[:1]), node="node2"):
-            assert group_of(client.directory, ids[0]) == ""
-            dying.kill()
+        dying.kill()
+        async with running(*echoes(ids[:1]), node="node2"), running(*echoes(ids[1:])):
             assert {answer.text for answer in await held} == {"die"}
+            assert group_of(client.directory, ids[0]) == ""
 
 
 async def _is_asked(client: MeshClient, agent: str) -> bool:
@@ -288,28 +306,123 @@ async def _is_asked(client: MeshClient, agent: str) -> bool:
     return False
 
 
-async def test_a_registrar_that_dies_halfway(tmp_path: Path) -> None:
-    """It has shortened the filter of a group, and the agent it took out has no durable yet."""
-    ids = crowd("half")
+@asynccontextmanager
+async def crowded_mesh(tmp_path: Path, agents: Sequence[Agent]) -> AsyncIterator["Crowded"]:
+    """Run agents in a mesh of their own, whose control plane may go and come."""
     async with brisk_broker(tmp_path) as (_, settings), AsyncExitStack() as stack:
         connection = await stack.enter_async_context(
-            open_connection(settings.nats_url, name="test")
+            open_connection(settings.nats_url, name="test crowd")
         )
-        async with control_plane(settings):
-            directory = await stack.enter_async_context(follow_directory(connection))
-            host = AgentHost(connection, echoes(ids), node="node1", settings=settings)
+        control = await stack.enter_async_context(AsyncExitStack())
+        await control.enter_async_context(control_plane(settings))
+        directory = await stack.enter_async_context(follow_directory(connection))
+        client = await stack.enter_async_context(
+            open_client(connection, directory, Caller("t", "n", new_instance_id()))
+        )
+        it = Crowded(settings, connection, client, control)
+        async with it.hosting(agents):
+            yield it
+
+
+@dataclass
+class Crowded:
+    """A mesh of its own."""
+
+    settings: Settings
+    connection: Connection
+    client: MeshClient
+    control: AsyncExitStack
+
+    @asynccontextmanager
+    async def hosting(self, agents: Sequence[Agent]) -> AsyncIterator[None]:
+        """Run agents in this process."""
+        async with open_connection(self.settings.nats_url, name="test crowd host") as connection:
+            host = AgentHost(connection, agents, node="node1", settings=self.settings)
             stop = asyncio.Event()
             serving = asyncio.create_task(host.run(stop))
-            await host.ready.wait()
-            await until(lambda: directory.agent_record(ids[0]) is not None)
-        manager = connection.client.jsm()
-        info = await manager.consumer_info(INBOX, group_of(directory, ids[0]))
+            try:
+                async with asyncio.timeout(60):
+                    await host.ready.wait()
+                directory = self.client.directory
+                await until(lambda: all(directory.agent_record(one.id) for one in agents))
+                yield
+            finally:
+                stop.set()
+                await serving
+
+
+async def test_a_registrar_that_dies_halfway(tmp_path: Path) -> None:
+    """It has marked an agent and shortened the filter: the next one goes on."""
+    ids = crowd("half")
+    async with crowded_mesh(tmp_path, echoes(ids)) as mesh:
+        await mesh.control.aclose()
+        record = mesh.client.directory.agent_record(ids[0])
+        assert record is not None
+        manager = mesh.connection.client.jsm()
+        info = await manager.consumer_info(INBOX, record.group)
         await manager.add_consumer(INBOX, without(info.config, ids[:1]))
-        async with (
-            open_client(connection, directory, Caller("t", "n", new_instance_id())) as client,
-            control_plane(settings),
-        ):
-            assert (await client.ask(ids[0], "hi", timeout_s=30)).text == "hi"
-            assert group_of(directory, ids[0]) == ""
-            stop.set()
-            await serving
+        waiting = asyncio.create_task(mesh.client.ask(ids[0], "hi", timeout_s=30))
+        leaving = record.model_copy(update={"is_leaving": True})
+        await registry.put(mesh.connection, registry.agent_key(ids[0]), leaving)
+        async with control_plane(mesh.settings):
+            assert (await waiting).text == "hi"
+            assert group_of(mesh.client.directory, ids[0]) == ""
+
+
+async def test_no_registrar_and_one_that_is_flooded(tmp_path: Path) -> None:
+    """The others are served all the same, after a moment."""
+    slow = Slow(crowd("flood"))
+    async with crowded_mesh(tmp_path, slow.agents) as mesh:
+        await mesh.control.aclose()
+        ids = [agent.id for agent in slow.agents]
+        flood = asyncio.gather(*(mesh.client.ask(ids[0], "hi", timeout_s=60) for _ in range(320)))
+        await until(lambda: bool(slow.began))
+        asked = await asyncio.gather(
+            *(mesh.client.ask(one, one, timeout_s=CROWD_PAUSE_S + 10) for one in ids[1:])
+        )
+        assert [answer.text for answer in asked] == ids[1:]
+        slow.gate.set()
+        await flood
+
+
+async def test_the_registry_is_lost_and_the_durables_are_not(tmp_path: Path) -> None:
+    """Whoever starts then has other neighbours, and is served all the same."""
+    ids = crowd("lost", 2 * LARGE)
+    async with crowded_mesh(tmp_path, echoes(ids[:LARGE])) as mesh:
+        await mesh.connection.client.jsm().purge_stream(REGISTRY)
+        async with mesh.hosting(echoes(ids[5:])):
+            for one in ids:
+                assert (await mesh.client.ask(one, one, timeout_s=30)).text == one
+
+
+async def test_a_process_stops_under_load(
+    agent_id: str, running: Running, client: MeshClient
+) -> None:
+    """It ends what it has begun, and begins nothing that it would not end."""
+    ids, began = crowd(agent_id), Counter[str]()
+    agents = [Agent(one) for one in ids]
+    for agent in agents:
+
+        @agent.chat
+        async def answer(request: ChatRequest) -> str:
+            began[request.last_text] += 1
+            await asyncio.sleep(0.002)
+            return request.last_text
+
+    async def ask_on(agent: str, until_done: asyncio.Event) -> int:
+        count = 0
+        while not until_done.is_set():
+            text = f"{agent} {count}"
+            assert (await client.ask(agent, text, timeout_s=5)).text == text
+            count += 1
+        return count
+
+    async with running(*agents):
+        done = asyncio.Event()
+        asking = asyncio.gather(*(ask_on(one, done) for one in ids))
+        for _ in range(5):
+            async with running(*agents, node="node2"):
+                await asyncio.sleep(0.3)
+        done.set()
+        assert sum(await asking) == began.total()
+    assert set(began.values()) == {1}
