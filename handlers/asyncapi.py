@@ -46,6 +46,8 @@ PARAMETERS: Final = {
     "client": "A tab of a browser, or another client of a person.",
     "invite": "Id of an invitation.",
     "key": "A key of the registry.",
+    "upload": "A name that an upload has chosen for its chunks.",
+    "object": "Name of an object, in base64url.",
 }
 _REQUEST: Final = {
     h.REPLY_TO: "Where the answer goes; without it, to `agent.<id>.reply`.",
@@ -57,6 +59,8 @@ _REQUEST: Final = {
     h.SOURCE_AGENT: "Who asks.",
     h.SOURCE_NODE: "On which node.",
     h.TRACEPARENT: "W3C Trace Context.",
+    h.BODY: "Where the body is that fits into no message: name, size and digest of an object.",
+    h.FILE: "The same of a file that comes with it.",
 }
 _FRAME: Final = {
     h.KIND: "`stored`, `working`, `chunk`, `final` or `error`.",
@@ -144,9 +148,25 @@ SAID: Final = (
         action="send",
     ),
     Said(
+        "bodyChunk",
+        "$O.bodies.C.{upload}",
+        "A part of what fits into no message, as bytes.",
+        (),
+        headers={},
+        action="send",
+    ),
+    Said(
+        "body",
+        "$O.bodies.M.{object}",
+        "What the parts make up, as the object store of NATS describes it.",
+        (),
+        headers={},
+        action="send",
+    ),
+    Said(
         "openRequests",
         "registry.open.{instance}",
-        "A process is asked which requests of an agent it has in work; it answers with OpenRequests.",
+        "A process is asked which requests of an agent it has; it answers with OpenRequests.",
         (OpenQuestion,),
         headers={},
         action="receive",

@@ -5,12 +5,13 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 from nats.aio.client import Client
 
-from mesh import Agent, ChatRequest, registry
+from mesh import Agent, ChatReply, ChatRequest, registry
 from mesh.callers import Caller, new_instance_id
 from mesh.client import MeshClient, open_client
 from mesh.connection import Connection, open_connection
@@ -182,12 +183,15 @@ async def shared_by_free_slots(client: MeshClient, replicas: list[Slow], agent: 
     async with asyncio.timeout(20):
         while not busy.began:
             first = asyncio.create_task(client.ask(agent, "first", timeout_s=60))
-            while not (busy.began or first.done()):
-                await asyncio.sleep(0.01)
+            await until(partial(_is_begun_or_done, busy, first))
     for number in range(10):
         assert (await client.ask(agent, str(number), timeout_s=10)).text == str(number)
     busy.gate.set()
     await first
+
+
+def _is_begun_or_done(replica: Slow, asked: "asyncio.Task[ChatReply]") -> bool:
+    return bool(replica.began) or asked.done()
 
 
 async def test_one_of_them_runs_elsewhere_too(
