@@ -6,9 +6,11 @@ that the data path needs nobody but the broker and the agent.
 
 import asyncio
 import difflib
+import heapq
 import logging
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from itertools import islice
 from typing import Final
 
 from nats.aio.msg import Msg
@@ -30,6 +32,11 @@ from schemas.registry import AgentView, Instance, NodeView, RegistryView, State
 logger = logging.getLogger(__name__)
 
 RETRY_PAUSE_S: Final = 0.5
+COMPARED: Final = 500
+"""Ids that are compared with one that nobody has."""
+SLIPS: Final = 2
+"""Letters that somebody may have left out, or put in."""
+SHOWN: Final = 10
 
 
 class Directory(Records):
@@ -188,13 +195,29 @@ class Directory(Records):
         return State.OFFLINE if self.is_authoritative else State.UNKNOWN
 
     def _unknown_agent(self, agent: str) -> AgentNotFoundError:
-        known = sorted(self._agents)
-        near = difflib.get_close_matches(agent, known, n=3)
+        near = difflib.get_close_matches(agent, self._candidates(agent), n=3)
         if near:
             hint = f"did you mean {' or '.join(near)}?"
+        elif known := heapq.nsmallest(SHOWN, self._agents):
+            hint = f"known agents: {', '.join(known)}"
         else:
-            hint = f"known agents: {', '.join(known[:10])}" if known else "no agent is registered"
+            hint = "no agent is registered"
         return AgentNotFoundError(f"no agent {agent!r}; {hint}", agent=agent, suggestions=near)
+
+    def _candidates(self, agent: str) -> Iterable[str]:
+        """Return the ids that are worth comparing with one that nobody has.
+
+        A comparison takes 4 µs: with ten thousand ids the loop would stand still for 45 ms.
+        """
+        if len(self._agents) <= COMPARED:
+            return self._agents
+        ends = agent[:2], agent[-2:]
+        alike = (
+            one
+            for one in self._agents
+            if abs(len(one) - len(agent)) <= SLIPS and (one[:2] == ends[0] or one[-2:] == ends[1])
+        )
+        return islice(alike, COMPARED)
 
     def _unknown_node(self, node: str) -> NodeNotFoundError:
         known = ", ".join(sorted(self._nodes)) or "none"

@@ -24,7 +24,7 @@ from mesh.errors import (
     StreamMissingError,
     TransportError,
 )
-from mesh.history import read_history, stored_ns
+from mesh.history import read_history, read_newest, stored_ns
 from mesh.streams import REGISTRY
 from schemas.base import WireModel
 from schemas.registry import (
@@ -117,6 +117,24 @@ async def read_registry(connection: Connection, filter_key: str = ">") -> list[E
         Entry.read(one.subject.removeprefix(KEY_PREFIX), one.headers, one.body, one.sequence)
         for one in stored
     ]
+
+
+async def require_registry(connection: Connection, *, patience_s: float) -> None:
+    """Wait until there is a registry: a broker that has just started may have no streams yet.
+
+    Raises:
+        StreamMissingError: there is none within `patience_s`.
+        BrokerUnreachableError: no answer in time.
+    """
+    deadline = asyncio.get_running_loop().time() + patience_s
+    while True:
+        try:
+            await read_newest(connection, REGISTRY, KEY_PREFIX + ">")
+            return
+        except StreamMissingError:
+            if asyncio.get_running_loop().time() > deadline:
+                raise
+        await asyncio.sleep(0.1)
 
 
 async def put(

@@ -42,6 +42,7 @@ async def _run(targets: list[str], node: str) -> None:
     from mesh import subjects
     from mesh.cli.signals import stop_on_signals
     from mesh.connection import open_connection
+    from mesh.registry import require_registry
     from mesh.runtime import AgentHost
     from mesh.settings import Settings
     from mesh.streams import event_durable
@@ -56,6 +57,7 @@ async def _run(targets: list[str], node: str) -> None:
     login = Login.of(settings, agents=[agent.id for agent in agents], events=events)
     name = f"mesh host {settings.node}"
     async with open_connection(login, name=name, patience_s=PATIENCE_S) as connection:
+        await require_registry(connection, patience_s=PATIENCE_S)
         # Only now: until here Ctrl-C ends the wait for a broker at once.
         stop = stop_on_signals()
         host = AgentHost(connection, agents, node=settings.node, settings=settings)

@@ -3,13 +3,14 @@
 Bare is the same round trip by hand: a request into INBOX, pulled with credits, its reply stored
 in REPLY and acknowledged before the request is, heard by the caller through the republish.
 Caller, agent and broker are processes of their own, on loopback. Rounds of both alternate, since
-machines are noisy: trust the medians and the ratios.
+machines are noisy: trust the medians and the ratios. The same is also done by hand with all the
+headers that the mesh writes, deadlines among them: the floor under whatever keeps its promises.
 """
 
 import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -42,6 +43,8 @@ from scripts.benchmarks.processes import SPARING, BenchError, Spoken, python, ru
 from scripts.benchmarks.rounds import Measured, beside, in_turns
 
 BARE, MESH, SECURE = "bare", "mesh", "secure"
+FULL = "bare-full"
+"""By hand, with the headers that the mesh writes: what the promises cost on the wire alone."""
 Results = dict[tuple[str, int], list[Measured]]
 """What the rounds have measured, by site and number of calls in flight."""
 DESCRIPTION = "Calls through the mesh, beside the same round trip by hand in nats-py."
@@ -51,6 +54,11 @@ ANSWER = orjson.dumps({"choices": [{"message": {"role": "assistant", "content": 
 async def answer_by_hand(stream: JetStreamContext, message: Msg) -> None:
     """Store the same reply to every request."""
     await hand.answer_with(stream, message, ANSWER)
+
+
+async def answer_in_full(stream: JetStreamContext, message: Msg) -> None:
+    """Store the same, with all that an answer of the mesh says."""
+    await hand.answer_with(stream, message, ANSWER, hand.REPLY_HEADERS)
 
 
 async def run_mesh_agent(url: str, creds: str = "") -> None:
@@ -68,7 +76,8 @@ async def run_mesh_agent(url: str, creds: str = "") -> None:
 @asynccontextmanager
 async def bare_caller(url: str, agent: str = BARE) -> AsyncIterator[Ask]:
     """Ask an agent by hand."""
-    async with hand.calling(url) as caller:
+    more = hand.REQUEST_HEADERS if agent == FULL else hand.NO_MORE
+    async with hand.calling(url, more) as caller:
 
         async def ask() -> None:
             await caller.ask(agent, BODY)
@@ -99,7 +108,8 @@ async def mesh_caller(url: str, agent: str = "bench", creds: str = "") -> AsyncI
 
 async def run_caller(kind: str, url: str, calls: int, in_flight: int, creds: str = "") -> None:
     """Make `calls` calls, `in_flight` at once, and print what they took."""
-    opening = bare_caller(url) if kind == BARE else mesh_caller(url, creds=creds)
+    by_hand = kind in (BARE, FULL)
+    opening = bare_caller(url, kind) if by_hand else mesh_caller(url, creds=creds)
     async with opening as ask:
         # It settles as a door does; by hand it is the same.
         tell(await load(ask, calls, in_flight, heap.settle))
@@ -139,14 +149,15 @@ async def open_mesh(folder: Path) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def open_site(folder: Path) -> AsyncIterator[tuple[Site, Site]]:
-    """Run an open mesh with its agent, and an agent by hand on the same broker."""
-    async with open_mesh(folder) as url:
-        await hand.declare_mailbox(url, BARE)
-        async with child("agent", BARE, url) as bare, child("agent", MESH, url) as mesh:
-            await bare.says("ready")
-            await mesh.says("ready")
-            yield Site(BARE, url), Site(MESH, url)
+async def open_site(folder: Path) -> AsyncIterator[list[Site]]:
+    """Run an open mesh with its agent, and two agents by hand on the same broker."""
+    async with open_mesh(folder) as url, AsyncExitStack() as stack:
+        for kind in (BARE, FULL):
+            await hand.declare_mailbox(url, kind)
+        for kind in (BARE, FULL, MESH):
+            agent = await stack.enter_async_context(child("agent", kind, url))
+            await agent.says("ready")
+        yield [Site(kind, url) for kind in (BARE, FULL, MESH)]
 
 
 @asynccontextmanager
@@ -204,6 +215,7 @@ def rows_of(results: Results) -> list[Row]:
     rows: list[Row] = []
     for ours, reference, name in (
         (MESH, BARE, "beside bare nats-py"),
+        (MESH, FULL, "beside bare nats-py with the same headers"),
         (SECURE, MESH, "secure beside open"),
     ):
         for in_flight in sorted({key[1] for key in results}):
@@ -218,10 +230,10 @@ async def run_bench(rounds: int, calls: dict[int, int]) -> list[Row]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         async with (
-            open_site(folder / "open") as (bare, mesh),
+            open_site(folder / "open") as sites,
             secure_site(folder / "secure") as secure,
         ):
-            return rows_of(await measure((bare, mesh, secure), rounds, calls))
+            return rows_of(await measure((*sites, secure), rounds, calls))
 
 
 def main(arguments: list[str]) -> None:
@@ -249,6 +261,8 @@ def role(named: list[str]) -> Coroutine[Any, Any, None]:
     match named:
         case ["agent", kind, url] if kind == BARE:
             return hand.run_agent(url, BARE, answer_by_hand)
+        case ["agent", kind, url] if kind == FULL:
+            return hand.run_agent(url, FULL, answer_in_full)
         case ["agent", _, url, *creds]:
             return run_mesh_agent(url, *creds)
         case ["caller", kind, url, calls, in_flight, *creds]:

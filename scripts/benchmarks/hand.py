@@ -6,8 +6,9 @@ Nothing else: no deadline, no second attempt, no heartbeat.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from typing import Final
 from uuid import uuid4
 
 import nats
@@ -18,6 +19,26 @@ from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig
 
 CREDITS = 64
+NO_MORE: Final[Mapping[str, str]] = {}
+REQUEST_HEADERS: Final = {
+    "Nats-TTL": "30",
+    "content-type": "application/json",
+    "mesh-source-agent": "bencher",
+    "mesh-source-node": "node1",
+    "mesh-timeout-ms": "30000",
+    "traceparent": f"00-{'a' * 32}-{'b' * 16}-01",
+}
+"""What a request of the mesh says beside what it takes to answer it: see `schemas/README.md`."""
+REPLY_HEADERS: Final = {
+    "Nats-TTL": "120",
+    "content-type": "application/json",
+    "mesh-instance": "c" * 32,
+    "mesh-node": "node1",
+    "mesh-ran-ms": "1",
+    "mesh-request": "123456/1764248078123456789",
+    "traceparent": REQUEST_HEADERS["traceparent"],
+}
+"""What an answer says."""
 TIMEOUT_S = 30.0
 
 Answer = Callable[[JetStreamContext, Msg], Awaitable[None]]
@@ -93,19 +114,24 @@ async def serve(client: Client, name: str, answer: Answer) -> None:
     await asyncio.Event().wait()
 
 
-async def answer_with(stream: JetStreamContext, message: Msg, body: bytes) -> None:
-    """Store the only frame of an answer where the request's header says."""
+async def answer_with(
+    stream: JetStreamContext, message: Msg, body: bytes, more: Mapping[str, str] = NO_MORE
+) -> None:
+    """Store the only frame of an answer where the request's header says, with `more` headers."""
     headers = message.headers or {}
     call = headers["correlation_id"]
-    reply = {"correlation_id": call, "Nats-Msg-Id": f"{call}.final", "kind": "final"}
+    reply = {"correlation_id": call, "Nats-Msg-Id": f"{call}.final", "kind": "final", **more}
     await stream.publish(headers["reply_to"], body, headers=reply)
 
 
 class HandCaller:
     """Asks agents by hand: one connection, one subscription for all answers."""
 
-    def __init__(self, client: Client, name: str = "hand") -> None:
+    def __init__(
+        self, client: Client, name: str = "hand", more: Mapping[str, str] = NO_MORE
+    ) -> None:
         self._client = client
+        self._more = more
         self._stream = client.jetstream()
         self._address = f"{name}.reply.{uuid4().hex[:8]}"
         self._answers: dict[str, asyncio.Future[bytes]] = {}
@@ -146,6 +172,7 @@ class HandCaller:
             "reply_to": f"agent.{self._address}.{call}",
             "correlation_id": call,
             "Nats-Msg-Id": call,
+            **self._more,
         }
         await self._stream.publish_async(f"agent.{agent}.inbox", body, headers=headers)
 
@@ -158,9 +185,9 @@ class HandCaller:
 
 
 @asynccontextmanager
-async def calling(url: str) -> AsyncIterator[HandCaller]:
-    """Connect somebody who asks, and close at the end."""
+async def calling(url: str, more: Mapping[str, str] = NO_MORE) -> AsyncIterator[HandCaller]:
+    """Connect somebody who asks, with `more` headers, and close at the end."""
     async with opened(url) as client:
-        caller = HandCaller(client)
+        caller = HandCaller(client, more=more)
         await caller.listen()
         yield caller

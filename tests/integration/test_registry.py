@@ -12,8 +12,8 @@ import pytest
 from nats.aio.client import Client
 
 from mesh import Agent, ChatRequest
-from mesh.connection import Connection
-from mesh.directory import Directory, load_directory
+from mesh.connection import Connection, open_connection
+from mesh.directory import Directory, follow_directory, load_directory
 from mesh.errors import AgentNotFoundError, InvalidIdError, TransportError
 from mesh.provision import check_streams, ensure_streams
 from mesh.runtime import describe_process
@@ -21,8 +21,9 @@ from mesh.settings import Settings
 from mesh.streams import REGISTRY
 from schemas.card import AgentCard
 from schemas.registry import Announcement, Role, State
-from tests.brisk import brisk_mesh
-from tests.conftest import Running, mesh_environ, until
+from tests.brisk import brisk_broker, brisk_mesh
+from tests.brokers import varz
+from tests.conftest import Running, control_plane, mesh_environ, until
 
 
 def echo(agent_id: str) -> Agent:
@@ -53,6 +54,26 @@ async def host_process(
         if process.returncode is None:
             process.kill()
         await process.wait()
+
+
+async def test_an_agent_that_starts_before_the_registry(tmp_path: Path) -> None:
+    """As in a fresh folder, with `mesh up` and `mesh run` side by side."""
+    async with (
+        brisk_broker(tmp_path) as (broker, settings),
+        host_process(settings, "handlers.echo:agent", "node1") as host,
+    ):
+
+        async def is_connected() -> bool:
+            return bool((await varz(broker.monitor_url))["connections"])
+
+        await until(is_connected)
+        async with (
+            control_plane(settings),
+            open_connection(settings.nats_url, name="test") as connection,
+            follow_directory(connection) as directory,
+        ):
+            await until(lambda: directory.agent_record("echo") is not None)
+        assert host.returncode is None
 
 
 async def test_an_agent_registers_and_leaves(

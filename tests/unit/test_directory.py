@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from mesh import codec
-from mesh.directory import Directory
+from mesh.directory import COMPARED, Directory
 from mesh.errors import AgentNotFoundError, NodeNotFoundError
 from mesh.registry import Entry
 from mesh.standing import Condition
@@ -330,6 +330,17 @@ def test_nobody_is_told_with_the_nearest(bucket: Bucket) -> None:
         bucket.directory.standing("solarus")
     with pytest.raises(NodeNotFoundError, match="known nodes: node1"):
         bucket.directory.node_standing("node7")
+
+
+def test_the_nearest_of_very_many(bucket: Bucket) -> None:
+    """Not all are compared: the loop must not stand still for it."""
+    for number in range(3 * COMPARED):
+        one = f"agent-{number:05}"
+        bucket.put(f"agent.{one}", AgentRecord(card=AgentCard(id=one)))
+    bucket.put("agent.lunarius", AgentRecord(card=AgentCard(id="lunarius")))
+    with pytest.raises(AgentNotFoundError, match="did you mean lunarius"):
+        bucket.directory.standing("lunarus")
+    assert len(list(bucket.directory._candidates("agent-0000"))) == COMPARED
 
 
 @pytest.mark.parametrize(
