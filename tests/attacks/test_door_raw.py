@@ -9,6 +9,7 @@ import pytest
 
 from mesh.connection import Connection
 from mesh.directory import Directory
+from mesh.settings import DEFAULT_HTTP_BODY_MAX_BYTES
 from mesh.shim.protocol import MAX_HEADER_BYTES
 from tests.conftest import Running
 from tests.rawhttp import RawClient, raw, request
@@ -250,7 +251,7 @@ async def test_who_waits_for_100_gets_it(client: RawClient) -> None:
     ("target", "headers", "status"),
     [
         (CHAT, ("content-length: 50",), 415),
-        (CHAT, ("content-length: 9999999", JSON), 413),
+        (CHAT, (f"content-length: {DEFAULT_HTTP_BODY_MAX_BYTES + 1}", JSON), 413),
         ("/nowhere", ("content-length: 50", JSON), 404),
     ],
 )
@@ -266,9 +267,10 @@ async def test_who_waits_for_100_and_is_refused(
 
 async def test_a_body_that_breaks_after_the_answer(client: RawClient) -> None:
     """The answer is not followed by another: it could be taken for that of the next request."""
-    await client.send(chunked(b"%x\r\n" % 5_000_000 + b"x" * 2_000_000))
+    sent, left = DEFAULT_HTTP_BODY_MAX_BYTES + 1_000_000, 3_000_000
+    await client.send(chunked(b"%x\r\n" % (sent + left) + b"x" * sent))
     assert (await client.answer()).status == 413
-    await client.send(b"x" * 3_000_000 + b"no chunk")
+    await client.send(b"x" * left + b"no chunk")
     assert await client.is_closed()
 
 

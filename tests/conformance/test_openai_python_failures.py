@@ -12,7 +12,7 @@ from mesh import Agent, ChatRequest, subjects
 from mesh import headers as h
 from mesh.connection import Connection
 from mesh.directory import Directory
-from mesh.settings import Settings
+from mesh.settings import DEFAULT_HTTP_BODY_MAX_BYTES, Settings
 from mesh.shim.app import create_app
 from mesh.shim.door import Door
 from schemas.registry import State
@@ -95,7 +95,8 @@ async def test_what_never_came_to_an_agent(
     code: str,
 ) -> None:
     """The client can tell why, whoever on our side refuses it."""
-    body = {"model": "nobody", "messages": HELLO, "user": "x" * (2**20 if status == 413 else 1)}
+    size = DEFAULT_HTTP_BODY_MAX_BYTES if status == 413 else 1
+    body = {"model": "nobody", "messages": HELLO, "user": "x" * size}
     with pytest.raises(openai.APIStatusError) as caught:
         await getattr(ai, method)(path, cast_to=object, body=body, options={"headers": headers})
     assert (caught.value.status_code, caught.value.code) == (status, code)
