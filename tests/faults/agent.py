@@ -2,6 +2,7 @@
 
     FAULT_EFFECTS  where it writes a line for each call that it begins, and one when it has done it
     FAULT_WORK_S   it works for up to so many seconds
+    FAULT_NEIGHBOURS  so many others are in its process: with 20 and more they share a durable
 
 Its handler is killed by a text that begins with `poison`.
 """
@@ -16,7 +17,19 @@ from mesh import Agent, ChatRequest
 WORK_S = float(os.environ.get("FAULT_WORK_S", "0"))
 EFFECTS = os.open(os.environ["FAULT_EFFECTS"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
-agent = Agent("faulty", concurrency=8)
+NEIGHBOURS = int(os.environ.get("FAULT_NEIGHBOURS", "0"))
+
+# Whoever holds up his neighbours leaves their group, and then it is not tried any more.
+agent = Agent("faulty", concurrency=64 if NEIGHBOURS else 8)
+agents = [agent, *(Agent(f"neighbour{number}") for number in range(NEIGHBOURS))]
+
+
+for one in agents[1:]:
+
+    @one.chat
+    async def repeat(request: ChatRequest) -> str:
+        """Answer at once; nobody asks."""
+        return request.last_text
 
 
 @agent.chat

@@ -67,6 +67,8 @@ class OneServer:
     keyring: Keyring | None = None
     """Of a secure mesh."""
     replicas: int = 1
+    neighbours: int = 0
+    """Agents beside the one that is asked, in each of its processes."""
 
     @property
     def url(self) -> str:
@@ -92,7 +94,7 @@ class OneServer:
     def of_hosts(self) -> Mapping[str, str]:
         """As on another machine: credentials, and whom to trust."""
         if self.keyring is None:
-            return {}
+            return {"FAULT_NEIGHBOURS": str(self.neighbours)}
         return {
             "MESH_CREDS": str(self.keyring.credentials_path(HOST)),
             "MESH_TLS_CA": str(authority(self.keyring.folder)),
@@ -156,10 +158,10 @@ class Cluster:
 
 
 @asynccontextmanager
-async def open_server(folder: Path) -> AsyncIterator[OneServer]:
-    """Run one broker."""
+async def open_server(folder: Path, neighbours: int = 0) -> AsyncIterator[OneServer]:
+    """Run one broker, for an agent that has `neighbours` in its processes."""
     async with KillableBroker(folder) as broker, fault_proxy(broker.url) as proxy:
-        yield OneServer(broker, proxy)
+        yield OneServer(broker, proxy, neighbours=neighbours)
 
 
 @asynccontextmanager

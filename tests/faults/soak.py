@@ -23,6 +23,7 @@ def soak(
     minutes: Annotated[float, typer.Option(min=0.1, max=600, help="How long.")] = 15.0,
     seed: Annotated[int, typer.Option(help="Of the faults and their order; 0: any.")] = 0,
     cluster: Annotated[bool, typer.Option("--cluster", help="On three brokers.")] = False,
+    neighbours: Annotated[int, typer.Option(min=0, help="Agents beside it in its processes.")] = 0,
     secure: Annotated[bool, typer.Option("--secure", help="On one in secure mode, TLS.")] = False,
 ) -> None:
     """Do faults under load on loopback, one after the other; exit 1 when a promise was broken."""
@@ -34,8 +35,9 @@ def soak(
             running = partial(run, folder, open_cluster(folder / "brokers"), of_a_cluster.FAULTS)
         else:
             faults = of_one_server.FAULTS + of_one_server.LONG_FAULTS
-            opening = open_secure_server if secure else open_server
-            running = partial(run, folder, opening(folder / "broker"), faults)
+            broker = folder / "broker"
+            site = open_secure_server(broker) if secure else open_server(broker, neighbours)
+            running = partial(run, folder, site, faults)
         for_s = minutes * 60
         outcome = asyncio.run(
             running(seed, for_s=for_s, quiet_s=QUIET_S, work_s=WORK_S, callers=CALLERS)

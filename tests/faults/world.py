@@ -127,7 +127,7 @@ async def open_world(
         ports = {one: free_port() for one in SHIMS}
         await parts.start(_part(CONTROL, hub, "up", "control"))
         await parts.start_all(
-            [_part(one, hosting, "run", "tests.faults.agent:agent") for one in HOSTS]
+            [_part(one, hosting, "run", "tests.faults.agent:agents") for one in HOSTS]
             + [
                 _part(one, {**hub, "MESH_HTTP_PORTS": str(port)}, "up", "http")
                 for one, port in ports.items()
