@@ -24,7 +24,7 @@ from mesh.errors import (
     StreamMissingError,
     TransportError,
 )
-from mesh.history import read_history, read_newest, stored_ns
+from mesh.history import read_history, stored_ns
 from mesh.streams import REGISTRY
 from schemas.base import WireModel
 from schemas.registry import (
@@ -129,7 +129,7 @@ async def require_registry(connection: Connection, *, patience_s: float) -> None
     deadline = asyncio.get_running_loop().time() + patience_s
     while True:
         try:
-            await read_newest(connection, REGISTRY, KEY_PREFIX + ">")
+            await read_registry(connection, "reign.*")  # As members of a secure mesh may read it.
             return
         except StreamMissingError:
             if asyncio.get_running_loop().time() > deadline:
