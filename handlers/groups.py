@@ -1,9 +1,9 @@
-"""Which agents share a durable: makes groups, and takes agents out of them.
+"""The durables of agents: makes them, shared by groups or not, and lets agents leave a group.
 
 A broker compares every durable with all others, so a process of several hundred agents does not get
 one for each of them, but one for every hundred. Whoever needs one of his own, because he holds up
-the others or runs elsewhere as well, is taken out of his group while it works on. Nobody is put
-into a group that exists, see `mesh.streams.group_consumer`.
+the others or runs elsewhere as well, leaves his group while it works on. Nobody is put into a group
+that exists, see `mesh.streams.group_consumer`.
 """
 
 import asyncio
@@ -14,8 +14,9 @@ from typing import Final
 
 import nats.errors
 from nats.aio.msg import Msg
-from nats.js.api import ConsumerInfo
+from nats.js.api import ConsumerConfig, ConsumerInfo
 from nats.js.errors import APIError, NotFoundError
+from nats.js.manager import JetStreamManager
 
 from mesh import registry, streams, subjects
 from mesh.background import BackgroundTasks
@@ -24,7 +25,7 @@ from mesh.directory import Directory
 from mesh.dispatch import Prompt
 from mesh.errors import BrokerUnreachableError, InvalidInputError, MeshError, TransportError
 from mesh.provision import ensure_consumer
-from schemas.registry import AgentRecord, OpenQuestion, OpenRequests, State
+from schemas.registry import AgentRecord, Announcement, OpenQuestion, OpenRequests, State
 
 logger = logging.getLogger(__name__)
 
@@ -67,16 +68,46 @@ class Groups:
         """Do nothing more."""
         await self._tasks.cancel()
 
-    async def make(
+    async def make_for(self, announcement: Announcement) -> frozenset[str]:
+        """Make the durables of what is announced; return who has durables of his own.
+
+        Raises:
+            TransportError: the host is to look again, or to wait: somebody is in another group.
+        """
+        ids = frozenset(one.id for one in announcement.cards)
+        if announcement.group:
+            alone = await self._gather(announcement.group, ids, announcement.instance.agents)
+        else:
+            alone = ids
+            await self._require_alone(announcement.card.id)
+        manager = self._connection.client.jsm(timeout=20.0)
+        try:
+            for card in announcement.cards:
+                if card.id in alone:
+                    node = announcement.instance.node
+                    await self._ensure(manager, streams.mailbox_consumers(card.id, node))
+                events = [(one.source, one.name) for one in card.subscriptions]
+                await self._ensure(manager, streams.event_consumers(card.id, events))
+        except APIError as error:
+            if error.err_code != OVERLAP:
+                raise
+            await self._free(ids)
+            raise TransportError("a group had its mailbox, of a registry that was lost") from None
+        return alone
+
+    async def _ensure(
+        self, manager: JetStreamManager, wanted: Iterable[tuple[str, ConsumerConfig]]
+    ) -> None:
+        for stream, consumer in wanted:
+            await ensure_consumer(manager, stream, consumer)
+
+    async def _gather(
         self, group: str, agents: Collection[str], host: Collection[str]
     ) -> frozenset[str]:
         """Make a group, and return those of `agents` that have durables of their own.
 
         A group that exists keeps whom it has of them. Others are to leave it, unless they are
         agents of the same process, `host`.
-
-        Raises:
-            TransportError: the host is to look again: somebody is in another group by now.
         """
         self._require_free(agents, group)
         found = await self._find(group)
@@ -104,13 +135,13 @@ class Groups:
         except APIError as error:
             if error.err_code != OVERLAP:
                 raise
-        await self.free(agents)
+        await self._free(agents)
         alone = frozenset([one for one in agents if not await self._is_free(one)])
         if members := frozenset(agents) - alone:
             await manager.add_consumer(streams.INBOX, streams.group_consumer(group, members))
         return alone
 
-    async def free(self, agents: Iterable[str]) -> None:
+    async def _free(self, agents: Iterable[str]) -> None:
         """Take agents out of groups that the registry does not know of: it was lost, they were not.
 
         At once: who has requests of such a group in work is not known either.
@@ -139,7 +170,7 @@ class Groups:
         await self._connection.client.jsm(timeout=20.0).delete_consumer(streams.INBOX, agent)
         return True
 
-    async def require_alone(self, agent: str) -> None:
+    async def _require_alone(self, agent: str) -> None:
         """Have an agent leave its group, if it is in one.
 
         Raises:
@@ -162,9 +193,10 @@ class Groups:
     async def part_forever(self) -> None:
         """Let those leave that are marked, until cancelled."""
         while True:
+            self._is_wanted.clear()
             try:
-                if not await self._part():
-                    self._is_wanted.clear()
+                if await self._part():
+                    self._is_wanted.set()
             except (MeshError, APIError, nats.errors.Error) as error:
                 logger.warning("agents that are to leave their groups: %s", error)
                 self._is_wanted.set()
@@ -209,8 +241,7 @@ class Groups:
                 return True
             manager = self._connection.client.jsm(timeout=20.0)
             for node in record.nodes:
-                for stream, consumer in streams.mailbox_consumers(agent, node):
-                    await ensure_consumer(manager, stream, consumer)
+                await self._ensure(manager, streams.mailbox_consumers(agent, node))
             await self._put(
                 record.model_copy(update={"group": "", "is_leaving": False, "pins": ()})
             )

@@ -11,9 +11,7 @@ import logging
 from collections.abc import Collection, Sequence
 from typing import Final
 
-from nats.js.errors import APIError
-
-from handlers.groups import OVERLAP, Groups
+from handlers.groups import Groups
 from mesh import registry, streams
 from mesh.background import BackgroundTasks
 from mesh.connection import Connection
@@ -24,9 +22,8 @@ from mesh.errors import (
     MeshError,
     PublishRefusedError,
     StreamMissingError,
-    TransportError,
 )
-from mesh.provision import ensure_consumer, ensure_streams
+from mesh.provision import ensure_streams
 from mesh.settings import Settings
 from mesh.standing import Ending
 from mesh.trust.keyring import Keyring
@@ -90,7 +87,7 @@ class Registrar:
         if refused := self._refuse_foreign(node, instance) or self._refuse_group(announcement):
             return refused
         async with self.groups.changing:
-            alone = await self._make_mailboxes(announcement)
+            alone = await self.groups.make_for(announcement)
             await self._put_instance(instance)
             await self._put_node(instance)
             await asyncio.gather(*(self._place(one.id, instance) for one in announcement.cards))
@@ -290,32 +287,6 @@ class Registrar:
             most = f"a group has a name with {streams.GROUP_MARK} and up to {streams.GROUP_MOST}"
             return refusal("card_refused", f"{most} different agents")
         return None
-
-    async def _make_mailboxes(self, announcement: Announcement) -> frozenset[str]:
-        """Make the durables of what is announced; return who has one of his own."""
-        ids = frozenset(one.id for one in announcement.cards)
-        if announcement.group:
-            host = announcement.instance.agents
-            alone = await self.groups.make(announcement.group, ids, host)
-        else:
-            alone = ids
-            await self.groups.require_alone(announcement.card.id)
-        manager = self._connection.client.jsm(timeout=20.0)
-        wanted = []
-        for card in announcement.cards:
-            if card.id in alone:
-                wanted += streams.mailbox_consumers(card.id, announcement.instance.node)
-            events = [(one.source, one.name) for one in card.subscriptions]
-            wanted += streams.event_consumers(card.id, events)
-        try:
-            for stream, consumer in wanted:
-                await ensure_consumer(manager, stream, consumer)
-        except APIError as error:
-            if error.err_code != OVERLAP:
-                raise
-            await self.groups.free(ids)
-            raise TransportError("a group had its mailbox, of a registry that was lost") from None
-        return alone
 
     async def _place(self, agent: str, instance: Instance) -> None:
         placement = Placement(

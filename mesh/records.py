@@ -14,7 +14,7 @@ from mesh import codec, registry
 from mesh.clock import BrokerClock
 from mesh.errors import ProtocolError
 from mesh.history import iso_time
-from mesh.streams import pinned_durable
+from mesh.streams import durable
 from schemas.base import WireModel
 from schemas.registry import AgentRecord, Identity, Instance, NodeRecord, Placement, Reign, Role
 
@@ -174,10 +174,8 @@ class Records:
 
     def durable(self, agent: str, node: str | None) -> str:
         """Name the durable that delivers an agent's requests, or those bound to a node."""
-        if node:
-            return pinned_durable(agent, node)
         record = self._agents.get(agent)
-        return (record and record.group) or agent
+        return (record and not node and record.group) or durable(agent, node)
 
     def groups(self) -> dict[str, set[str]]:
         """Return who shares a durable with whom, and is to do so, by its name."""

@@ -82,7 +82,7 @@ async def beside_bare(mesh: Mesh, echo: wrk.Target, plan: Plan) -> list[Figure]:
     note("beside a bare ASGI application")
     async with references.bare(mesh) as bare:
         return [
-            *await rates.compare("bare ASGI", bare, echo, 0.7, plan.pace),
+            *await rates.compare("bare ASGI", bare, echo, 0.8, plan.pace),
             await streams.first_chunk(bare, echo, plan.pace.rounds, plan.first_chunks),
         ]
 
@@ -96,7 +96,7 @@ async def beside_guide(echo: wrk.Target, plan: Plan) -> list[Row]:
     try:
         await references.environment("bench")
         async with references.guide() as guide:
-            return [*await rates.compare(name, guide, echo, 20, plan.slow_pace)]
+            return [*await rates.compare(name, guide, echo, 30, plan.slow_pace)]
     except BenchError as error:
         return [not_run(name, str(error))]
 
@@ -111,7 +111,7 @@ async def beside_litellm(echo: wrk.Target, plan: Plan) -> list[Row]:
         await references.environment("litellm")
         with tempfile.TemporaryDirectory() as folder:
             async with references.litellm(Path(folder)) as proxy:
-                return [*await rates.compare(name, proxy, echo, 25, plan.slow_pace)]
+                return [*await rates.compare(name, proxy, echo, 40, plan.slow_pace)]
     except BenchError as error:
         return [not_run(name, str(error))]
 

@@ -15,7 +15,6 @@ from typing import Final
 
 from mesh import MeshClient, connect
 from mesh.connection import open_connection
-from mesh.errors import MeshError
 from mesh.subjects import ALL_HEARTBEATS
 from schemas.registry import State
 from scripts.benchmarks.door import fresh_mesh
@@ -28,6 +27,7 @@ from scripts.benchmarks.peers.many_agents import COUNT, FIRST, id_of
 from scripts.benchmarks.processes import BenchError, Mesh, Spoken, python, running
 from scripts.benchmarks.registrations import list_times
 from scripts.benchmarks.resources import memory_of, percent_of_a_core, until_ended
+from scripts.benchmarks.starts import until_answered
 
 DESCRIPTION: Final = "Very many agents, several hundred in each process."
 PROGRAM: Final = "scripts.benchmarks.peers.many_agents:some"
@@ -98,14 +98,18 @@ async def until(is_so: Callable[[], bool], what: str) -> float:
 async def first_answer_s(client: MeshClient, agent: str) -> float:
     """Ask until there is an answer, and return the seconds to it."""
     start = time.perf_counter()
-    while True:
-        try:
-            await client.ask(agent, "hello", timeout_s=PATIENCE_S)
-            return time.perf_counter() - start
-        except MeshError as error:
-            if time.perf_counter() - start > PATIENCE_S:
-                raise BenchError(f"{agent} does not answer: {error}") from error
-            await asyncio.sleep(POLL_S)
+    await until_answered(client, agent)
+    return time.perf_counter() - start
+
+
+def pids_of(mesh: Mesh, processes: Sequence[Spoken]) -> dict[str, int]:
+    """Return whose memory and processor time are looked at."""
+    return {
+        "broker": mesh.broker_pid,
+        "control plane": mesh.control_pid,
+        "door": mesh.http_pid,
+        "first host": processes[0].pid,
+    }
 
 
 async def measure(mesh: Mesh, size: Size, idle_s: float, lookups: int) -> list[Row]:
@@ -132,15 +136,10 @@ async def measure(mesh: Mesh, size: Size, idle_s: float, lookups: int) -> list[R
 
 def memory_rows(mesh: Mesh, processes: Sequence[Spoken]) -> list[Row]:
     """Show what everybody takes."""
-    pids = {
-        "broker": mesh.broker_pid,
-        "control plane": mesh.control_pid,
-        "door": mesh.http_pid,
-        "first host": processes[0].pid,
-    }
+    memories = {name: memory_of(pid) for name, pid in pids_of(mesh, processes).items()}
     return [
         Figure(f"{name}: RSS, MB (PSS {memory.pss_mb:.0f})", memory.rss_mb)
-        for name, memory in ((name, memory_of(pid)) for name, pid in pids.items())
+        for name, memory in memories.items()
     ]
 
 
@@ -166,12 +165,7 @@ async def idle_rows(mesh: Mesh, processes: Sequence[Spoken], for_s: float) -> li
         nonlocal heard
         heard += 1
 
-    pids = {
-        "broker": mesh.broker_pid,
-        "control plane": mesh.control_pid,
-        "door": mesh.http_pid,
-        "first host": processes[0].pid,
-    }
+    pids = pids_of(mesh, processes)
     async with open_connection(mesh.nats_url, name="bench heartbeats") as connection:
         await connection.client.subscribe(ALL_HEARTBEATS, cb=on_beat)
         taken = await asyncio.gather(*(percent_of_a_core(pid, for_s) for pid in pids.values()))

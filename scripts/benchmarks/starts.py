@@ -48,7 +48,7 @@ MEMORY_GOAL: Final = Limit(most=80, unit="MB")
 CPU_GOAL: Final = Limit(most=1, unit="%")
 
 
-async def until_answered(client: MeshClient) -> None:
+async def until_answered(client: MeshClient, agent: str = "echo") -> None:
     """Ask until there is an answer.
 
     Raises:
@@ -57,11 +57,11 @@ async def until_answered(client: MeshClient) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
-            await client.ask("echo", "hello", timeout_s=PATIENCE_S)
+            await client.ask(agent, "hello", timeout_s=PATIENCE_S)
             return
         except MeshError as error:  # Not registered yet, or no broker.
             if time.monotonic() > deadline:
-                raise BenchError(f"echo does not answer: {error}") from error
+                raise BenchError(f"{agent} does not answer: {error}") from error
             await asyncio.sleep(POLL_S)
 
 

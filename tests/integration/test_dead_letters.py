@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import nats
+import orjson
 import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -37,6 +38,7 @@ from mesh.ledger import read_record
 from mesh.runtime import AgentHost
 from mesh.settings import Settings
 from mesh.streams import INBOX, MAX_DELIVER
+from mesh.subjects import MAX_DELIVERIES_ADVISORIES
 from tests.calls import Held, offline, own_mesh, question, terminals
 from tests.conftest import Running, control_plane, until
 
@@ -161,6 +163,22 @@ async def test_a_request_that_a_foreign_worker_never_settles(
         await worker.pull_in_vain()
         await dead(call)
     assert (await one_letter(connection, agent_id)).reason == Reason.MAX_DELIVERIES
+
+
+async def test_a_durable_that_the_agent_has_left_gives_a_request_up(
+    agent_id: str, running: Running, client: MeshClient, connection: Connection, bare: Client
+) -> None:
+    """It is not dead: the agent's own durable delivers it. One that this gives up is."""
+    await offline(running, client, agent_id)
+    kept, dropped = await ask(client, agent_id, "kept"), await ask(client, agent_id, "dropped")
+    for durable, call in (("@0123456789abcdef", kept), (agent_id, dropped)):
+        told = {"stream_seq": call.sequence, "consumer": durable, "deliveries": MAX_DELIVER}
+        subject = MAX_DELIVERIES_ADVISORIES.replace("*", durable)
+        await bare.publish(subject, orjson.dumps(told))
+    await dead(dropped)
+    assert [one.call_id for one in await letters(connection, agent_id)] == [dropped.id]
+    assert await read_at(connection, INBOX, kept.sequence) is not None
+    await client.cancel(kept)
 
 
 async def test_a_record_of_a_dead_call(

@@ -13,6 +13,7 @@ from nats.aio.client import Client
 
 from mesh import Agent, ChatReply, ChatRequest, registry
 from mesh.callers import Caller, new_instance_id
+from mesh.calls import CallState
 from mesh.client import MeshClient, open_client
 from mesh.connection import Connection, open_connection
 from mesh.directory import Directory, follow_directory
@@ -23,6 +24,7 @@ from mesh.runtime import AgentHost
 from mesh.settings import Settings
 from mesh.streams import INBOX, REGISTRY, is_group, without
 from tests.brisk import brisk_broker
+from tests.calls import question
 from tests.conftest import Running, control_plane, until
 from tests.integration.test_pressure import fill
 from tests.integration.test_registry import host_process
@@ -296,11 +298,11 @@ async def test_the_process_dies(
     (tmp_path / "many.py").write_text(MODULE.format(ids=ids))
     async with host_process(settings, "many:agents", "node3", tmp_path) as dying:
         await until(lambda: _is_asked(client, ids[0]))
-        held = asyncio.gather(*(client.ask(one, "die", timeout_s=60) for one in ids[:3]))
-        await asyncio.sleep(0.5)
+        held = [await client.start(one, question(one, "die"), timeout_s=60) for one in ids[:3]]
+        await until(lambda: all(call.state is CallState.WORKING for call in held))
         dying.kill()
         async with running(*echoes(ids[:1]), node="node2"), running(*echoes(ids[1:])):
-            assert {answer.text for answer in await held} == {"die"}
+            assert [(await call.reply()).text for call in held] == ["die"] * 3
             assert group_of(client.directory, ids[0]) == ""
 
 

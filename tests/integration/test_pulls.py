@@ -1,4 +1,5 @@
 """A pull of a lost connection is over with it: on the next one nobody would hear what it brings.
+And what a group asks for: little at once, and nothing while one agent holds up the others.
 
 Behind an account boundary the broker does not see that nobody listens (it does in an open mesh),
 and a message that nobody hears waits for its ack_wait. What is pulled is heard here by a bystander.
@@ -9,13 +10,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import orjson
 from nats.aio.msg import Msg
 from nats.js.api import StreamConfig
 
 from mesh.connection import Connection, open_connection
 from mesh.delivery import Delivery
+from mesh.group_pull import CROWD, CROWD_PAUSE_S, HELD_S, WINDOW, GroupPull, Seat
 from mesh.pulls import PullLoop
-from mesh.streams import _worker
+from mesh.streams import INBOX, _worker, group_consumer, group_name
 from mesh.subjects import PULL
 from tests.brokers import KillableBroker
 from tests.conftest import until
@@ -26,6 +29,71 @@ DURABLE = "worker"
 
 def _ignore(_: Delivery) -> None:
     return
+
+
+@asynccontextmanager
+async def group(
+    connection: Connection, agent_id: str
+) -> AsyncIterator[tuple[GroupPull, Seat, Seat, list[int]]]:
+    """Two agents that share a durable, and how many messages each pull of theirs asks for."""
+    asked: list[int] = []
+
+    async def on_pull(message: Msg) -> None:
+        asked.append(orjson.loads(message.data)["batch"])
+
+    durable, manager = group_name([agent_id]), connection.client.jsm()
+    await manager.add_consumer(INBOX, group_consumer(durable, [agent_id]))
+    pull = GroupPull(connection, durable)
+    await connection.client.subscribe(f"{PULL}.{INBOX}.{durable}", cb=on_pull)
+    one, other = pull.seat("one", _ignore), pull.seat("other", _ignore)
+    await one.start()
+    yield pull, one, other, asked
+    await pull.stop()
+    await manager.delete_consumer(INBOX, durable)
+
+
+async def test_a_group_asks_for_little_at_once(connection: Connection, agent_id: str) -> None:
+    """However many slots there are: all of it may be for one agent."""
+    async with group(connection, agent_id) as (pull, one, other, asked):
+        one.want(10)
+        await until(lambda: asked == [10])
+        other.want(10)
+        await until(lambda: asked == [10, WINDOW - 10])
+        one.want(100)
+        await connection.client.flush()
+        assert sum(asked) == WINDOW
+        assert pull.crowded() == []
+
+
+async def test_a_group_that_one_holds_up(connection: Connection, agent_id: str) -> None:
+    """Nothing is asked for, until it has left, or has had its time."""
+    async with group(connection, agent_id) as (pull, one, other, asked):
+        one.want(-CROWD)
+        other.want(4)
+        await connection.client.flush()
+        assert (asked, pull.crowded()) == ([], ["one"])
+        one.leave()
+        await until(lambda: asked == [4])
+        one.want(-CROWD)  # What it has still, and is worked on.
+        assert pull.crowded() == []
+
+
+async def test_a_group_whose_registrar_is_away(connection: Connection, agent_id: str) -> None:
+    """The others are served after a while, and who has held something for long is named."""
+    async with group(connection, agent_id) as (pull, one, other, asked):
+        one.want(-1)
+        assert pull.crowded() == []
+        await until(lambda: pull.crowded() == ["one"], within_s=HELD_S + 5)
+        one.want(-CROWD)
+        other.want(4)
+
+        async def is_served() -> bool:
+            await pull.tick()
+            return asked == [4]
+
+        started = asyncio.get_running_loop().time()
+        await until(is_served, within_s=CROWD_PAUSE_S + 5)
+        assert asyncio.get_running_loop().time() - started >= CROWD_PAUSE_S - 0.1
 
 
 class Pulling:

@@ -3,9 +3,10 @@
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import nats
 import pytest
@@ -197,6 +198,17 @@ async def test_a_request_to_no_id_becomes_a_dead_letter(bare: Client) -> None:
     await until(is_dead)
 
 
+def mailbox(broker: NatsBroker, agent_id: str) -> Callable[[Callable[..., Any]], object]:
+    """Return what has a function answer the requests in a mailbox, as plain FastStream does."""
+    return broker.subscriber(
+        f"agent.{agent_id}.inbox",
+        stream=JStream("INBOX", declare=False),
+        durable=agent_id,
+        pull_sub=PullSub(1),
+        ack_policy=AckPolicy.NACK_ON_ERROR,
+    )
+
+
 @asynccontextmanager
 async def faststream_agent(
     agent_id: str, settings: Settings, *, attached: bool
@@ -207,13 +219,7 @@ async def faststream_agent(
     if attached:
         attach(app, AgentCard(id=agent_id), settings=settings)
 
-    @broker.subscriber(
-        f"agent.{agent_id}.inbox",
-        stream=JStream("INBOX", declare=False),
-        durable=agent_id,
-        pull_sub=PullSub(1),
-        ack_policy=AckPolicy.NACK_ON_ERROR,
-    )
+    @mailbox(broker, agent_id)
     async def answer(message: NatsMessage) -> str:
         return f"faststream read {len(message.body)} bytes"
 
@@ -260,13 +266,7 @@ async def test_an_attached_faststream_application_takes_large_bodies(
         app = FastStream(broker)
         attach(app, AgentCard(id=agent_id), settings=settings)
 
-        @broker.subscriber(
-            f"agent.{agent_id}.inbox",
-            stream=JStream("INBOX", declare=False),
-            durable=agent_id,
-            pull_sub=PullSub(1),
-            ack_policy=AckPolicy.NACK_ON_ERROR,
-        )
+        @mailbox(broker, agent_id)
         async def answer(message: NatsMessage) -> str:
             read.append(len(message.body))
             return "y" * len(message.body)
