@@ -41,11 +41,12 @@ from mesh.history import StoredMessage
 from mesh.objects import BUCKET, try_remove
 from mesh.pings import write_pong
 from mesh.place import Place
-from mesh.replies import ReplyWriter, is_answered
+from mesh.replies import ReplyWriter, is_answered, read_frames
 from mesh.requests import Question, read_address, read_question
 from mesh.runs import Run, Runs
-from mesh.streams import MAX_DELIVER
+from mesh.streams import MAX_DELIVER, is_group
 from schemas.chat import ChatReply
+from schemas.frame import FrameKind
 
 logger = logging.getLogger(__name__)
 
@@ -125,8 +126,7 @@ class Execution:
                 await delivery.ack()
                 await try_remove(self._place.connection, claims_in(raw))
                 return
-            if delivery.attempt >= MAX_DELIVER and not headers.is_ping:
-                # Every worker before this one has died of it, or lost the broker with it.
+            if not headers.is_ping and await self._is_dead(delivery, writer):
                 await self._bury(delivery, Reason.MAX_DELIVERIES)
                 return
             if headers.is_ping:
@@ -145,6 +145,20 @@ class Execution:
             logger.error("%s: the answer of %s is not stored: %s", ledger, address.call_id, error)
         finally:
             self._runs.end(delivery.sequence)
+
+    async def _is_dead(self, delivery: Delivery, writer: ReplyWriter) -> bool:
+        """Tell whether every worker before has died of a request, or lost the broker with it.
+
+        What a group delivered may only have been held each time, beside a neighbour that killed the
+        process: then it is tried once.
+        """
+        if delivery.attempt < MAX_DELIVER:
+            return False
+        if not (is_group(delivery.durable) and writer.takes_chunks):
+            return True
+        address = writer.address
+        frames = await read_frames(self._place.connection, address.subjects[0], address.call_id)
+        return any(frame.kind is FrameKind.WORKING for frame in frames)
 
     async def _measure(
         self,

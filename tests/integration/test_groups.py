@@ -11,18 +11,19 @@ from pathlib import Path
 import pytest
 from nats.aio.client import Client
 
-from mesh import Agent, ChatReply, ChatRequest, registry
+from mesh import Agent, ChatReply, ChatRequest, codec, registry
 from mesh.callers import Caller, new_instance_id
 from mesh.calls import CallState
 from mesh.client import MeshClient, open_client
 from mesh.connection import Connection, open_connection
 from mesh.directory import Directory, follow_directory
-from mesh.errors import AgentNotFoundError, MailboxFullError
+from mesh.errors import AgentNotFoundError, DeadLetterError, MailboxFullError
 from mesh.group_pull import CROWD, CROWD_PAUSE_S
 from mesh.grouping import ALONE_MOST
 from mesh.runtime import AgentHost
 from mesh.settings import Settings
-from mesh.streams import INBOX, REGISTRY, is_group, without
+from mesh.streams import INBOX, MAX_DELIVER, REGISTRY, is_group, without
+from schemas.frame import WorkingBody
 from tests.brisk import brisk_broker
 from tests.calls import question
 from tests.conftest import Running, control_plane, until
@@ -355,6 +356,40 @@ class Crowded:
             finally:
                 stop.set()
                 await serving
+
+
+async def test_what_was_only_held_is_not_dead(
+    agent_id: str, running: Running, client: MeshClient, bare: Client
+) -> None:
+    """A neighbour has killed the process each time. What some process has begun is dead."""
+    ids = crowd(agent_id)
+    async with running(*echoes(ids)):
+        pass
+    held, begun = [
+        await client.start(ids[0], question(ids[0], text), timeout_s=60)
+        for text in ("held", "begun")
+    ]
+    await until(lambda: begun.sequence > 0)
+    pull = await bare.jetstream().pull_subscribe_bind(
+        group_of(client.directory, ids[0]), stream=INBOX
+    )
+    for attempt in range(1, MAX_DELIVER):
+        taken = await pull.fetch(2, timeout=30)
+        if len(taken) < 2:
+            taken += await pull.fetch(1, timeout=30)
+        for message in taken:
+            if attempt == 1 and b"begun" in message.data:
+                frame = {"mesh-kind": "working", "correlation_id": begun.id}
+                body = WorkingBody(agent=ids[0], node="node1", instance="i", attempt=1)
+                await bare.jetstream().publish(
+                    begun.reply_subject, codec.encode(body), headers=frame
+                )
+            await message.nak()
+    await pull.unsubscribe()
+    async with running(*echoes(ids)):
+        assert (await held.reply()).text == "held"
+        with pytest.raises(DeadLetterError):
+            await begun.result()
 
 
 async def test_a_registrar_that_dies_halfway(tmp_path: Path) -> None:
