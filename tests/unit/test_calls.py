@@ -1,6 +1,8 @@
 """A call's frames come in order, once, and end once; attempts are never glued together."""
 
 import asyncio
+import gc
+import weakref
 
 import pytest
 
@@ -122,3 +124,22 @@ async def test_waiting_can_be_cancelled_without_ending_the_call() -> None:
     await asyncio.wait([waiting])
     call.receive(final(0))
     assert (await call.reply()).text == "whole"
+
+
+def test_a_call_that_has_ended_needs_no_garbage_collector() -> None:
+    """Whoever waits for its end knows it: a busy door would stand still to collect its calls."""
+    call, ended = new_call(), list[str]()
+
+    def end(one: Call = call) -> None:
+        ended.append(one.id)
+
+    call.on_end(end)
+    call.receive(final(0))
+    gone = weakref.ref(call)
+    gc.disable()
+    try:
+        del call, end
+        assert gone() is None
+    finally:
+        gc.enable()
+    assert ended == ["c"]
