@@ -8,9 +8,9 @@ import asyncio
 import difflib
 import heapq
 import logging
+from bisect import bisect
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from itertools import islice
 from typing import Final
 
 from nats.aio.msg import Msg
@@ -32,7 +32,7 @@ from schemas.registry import AgentView, Instance, NodeView, RegistryView, State
 logger = logging.getLogger(__name__)
 
 RETRY_PAUSE_S: Final = 0.5
-COMPARED: Final = 500
+COMPARED: Final = 100
 """Ids that are compared with one that nobody has."""
 SLIPS: Final = 2
 """Letters that somebody may have left out, or put in."""
@@ -207,21 +207,28 @@ class Directory(Records):
     def _candidates(self, agent: str) -> Iterable[str]:
         """Return the ids that are worth comparing with one that nobody has.
 
-        A comparison takes 4 µs: with ten thousand ids the loop would stand still for 45 ms.
+        A comparison takes 4 µs: with ten thousand ids the loop would stand still for 45 ms. One
+        slip leaves what stands before it and what stands after it: sorted by either, the id that
+        was meant is among the neighbours.
         """
         if len(self._agents) <= COMPARED:
             return self._agents
-        ends = agent[:2], agent[-2:]
-        alike = (
-            one
-            for one in self._agents
-            if abs(len(one) - len(agent)) <= SLIPS and (one[:2] == ends[0] or one[-2:] == ends[1])
-        )
-        return islice(alike, COMPARED)
+        alike = [one for one in self._agents if abs(len(one) - len(agent)) <= SLIPS]
+        begins = _neighbours(agent, alike)
+        ends = _neighbours(agent[::-1], (one[::-1] for one in alike))
+        return {*begins, *(one[::-1] for one in ends)}
 
     def _unknown_node(self, node: str) -> NodeNotFoundError:
         known = ", ".join(sorted(self._nodes)) or "none"
         return NodeNotFoundError(f"no node {node!r}; known nodes: {known}", node=node)
+
+
+def _neighbours(name: str, names: Iterable[str]) -> list[str]:
+    """Return the names that would stand around a name if it were one of them, in their order."""
+    ordered = sorted(names)
+    place = bisect(ordered, name)
+    around = COMPARED // 4
+    return ordered[max(0, place - around) : place + around]
 
 
 async def load_directory(connection: Connection) -> Directory:
