@@ -182,7 +182,7 @@ def _frame(
         node=_id(frame.node),
         caller=_id(caller),
         call_id=said.call_id,
-        trace_id=h.span_of(said.traceparent)[0],
+        trace_id=h.span_of(h.trace_of(headers))[0],
         attempt=frame.attempt if frame.kind is not FrameKind.STORED else 0,
         code=frame.code[:64],
         took_ms=took_ms,

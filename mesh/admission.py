@@ -18,7 +18,7 @@ from schemas.card import NODE_PREFIX, ROLE_PREFIX
 from schemas.registry import Identity
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Asker:
     """Who asks."""
 

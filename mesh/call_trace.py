@@ -186,7 +186,7 @@ class _Reader:
             one.headers.get(h.CORRELATION_ID, "")
             for one in made
             if one.headers.get(h.PARENT) == span_id
-            and h.span_of(_traceparent(one.headers))[0] == trace_id
+            and h.span_of(h.trace_of(one.headers))[0] == trace_id
         )
         found = []
         for call_id in ids:
@@ -211,12 +211,8 @@ class _Origin:
 def _origin(messages: Iterable[StoredMessage]) -> _Origin:
     for one in messages:
         if found := h.request_of(one.headers):
-            return _Origin(*found, _traceparent(one.headers))
+            return _Origin(*found, h.trace_of(one.headers))
     return _Origin()
-
-
-def _traceparent(headers: Mapping[str, str]) -> str:
-    return h.RequestHeaders.read(headers).traceparent
 
 
 def _request_steps(origin: _Origin, record: CallRecord) -> Iterable[Step]:

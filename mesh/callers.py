@@ -29,6 +29,8 @@ class Lineage:
         Raises:
             HopLimitError: it would.
         """
+        if not self.hops:
+            return
         path = " > ".join((*self.hops, agent))
         if agent in self.hops:
             raise HopLimitError(f"agents call each other in a loop: {path}", hops=list(self.hops))

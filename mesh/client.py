@@ -290,7 +290,11 @@ class MeshClient:
         self, agent: str, node: str | None, timeout_s: float, *, wait: bool
     ) -> None:
         """Check that a request can be sent, and that there is a use in it."""
-        _require_timeout(timeout_s)
+        if not 0 < timeout_s <= h.MAX_TIMEOUT_S:
+            raise InvalidInputError(
+                f"a deadline of {timeout_s:g} s cannot be: give more than 0 and at most 24 hours",
+                field="timeout_s",
+            )
         self.directory.require_target(agent, node)
         if not wait and self.directory.state_on(agent, node) is State.OFFLINE:
             where = f" on {node}" if node else ""
@@ -304,14 +308,6 @@ class MeshClient:
         record = self.directory.agent_record(agent)
         if record is not None and record.card.mailbox_max is not None:
             await self._outbox.require_room(agent, node, record.card.mailbox_max)
-
-
-def _require_timeout(timeout_s: float) -> None:
-    if not 0 < timeout_s <= h.MAX_TIMEOUT_S:
-        raise InvalidInputError(
-            f"a deadline of {timeout_s:g} s cannot be: give more than 0 and at most 24 hours",
-            field="timeout_s",
-        )
 
 
 @asynccontextmanager

@@ -14,6 +14,9 @@ from nats.aio.msg import Msg
 
 logger = logging.getLogger(__name__)
 
+PLAIN: Final = b"NATS/1.0\r\n"
+"""How headers begin before which no status stands."""
+
 
 class Prompt:
     """A callback of a subscription that takes each message at once, in the order of arrival.
@@ -40,7 +43,11 @@ def dispatch(client: Client) -> None:
     header block without its line end. It would end nats-py 2.16's read loop, and leave the process
     deaf until its pings are overdue, at every delivery again.
     """
-    process = client._process_msg
+    process, read, read_status = (
+        client._process_msg,
+        client._parse_header_lines,
+        client._process_headers,
+    )
 
     async def process_msg(
         sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None
@@ -54,8 +61,13 @@ def dispatch(client: Client) -> None:
             client.stats["in_msgs"] += 1
             client.stats["in_bytes"] += len(data)
             subscription._received += 1
-            found = await client._process_headers(headers) if headers else None
-            message = client._build_message(sid, subject, reply, data, found)
+            found: dict[str, str] | None = None
+            if headers:
+                if headers.startswith(PLAIN):
+                    found = read(headers[len(PLAIN) :]) or None
+                else:
+                    found = await read_status(headers)
+            message = Msg(client, subject.decode(), reply.decode(), data, found, _sid=sid)
         except (IndexError, ValueError) as error:
             logger.warning("dropped a message that cannot be read: %s", error)
             return

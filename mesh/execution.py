@@ -44,6 +44,7 @@ from mesh.place import Place
 from mesh.replies import ReplyWriter, is_answered, read_frames
 from mesh.requests import Question, read_address, read_question
 from mesh.runs import Run, Runs
+from mesh.shared_timer import SharedTimer
 from mesh.streams import MAX_DELIVER, is_group
 from schemas.chat import ChatReply
 from schemas.frame import FrameKind
@@ -79,6 +80,7 @@ class Execution:
         self._agent = agent
         self._place = place
         self._runs = Runs()
+        self._slow = SharedTimer(WORKING_AFTER_S)
         self.tally = Tally()
 
     def cancel(self, call_id: str, sequence: int) -> None:
@@ -126,7 +128,8 @@ class Execution:
                 await delivery.ack()
                 await try_remove(self._place.connection, claims_in(raw))
                 return
-            if not headers.is_ping and await self._is_dead(delivery, writer):
+            is_last = delivery.attempt >= MAX_DELIVER and not headers.is_ping
+            if is_last and await self._is_dead(delivery, writer):
                 await self._bury(delivery, Reason.MAX_DELIVERIES)
                 return
             if headers.is_ping:
@@ -152,8 +155,6 @@ class Execution:
         What a group delivered may only have been held each time, beside a neighbour that killed the
         process: then it is tried once.
         """
-        if delivery.attempt < MAX_DELIVER:
-            return False
         if not (is_group(delivery.durable) and writer.takes_chunks):
             return True
         address = writer.address
@@ -177,7 +178,7 @@ class Execution:
             outcome = await answering
         took_s = time.monotonic() - began
         self.tally.add(outcome, took_s)
-        metrics.handled(self._agent.id, outcome.value, took_s)
+        metrics.handled(self._agent.id, outcome, took_s)
 
     async def _trace(
         self,
@@ -220,7 +221,8 @@ class Execution:
         self, delivery: Delivery, headers: h.RequestHeaders, writer: ReplyWriter, *, has_slot: bool
     ) -> None:
         """Answer for the agent, without its handler: the handler may be slow, or cost money."""
-        await self._settle_bare(delivery, headers)
+        if not headers.reply_to:
+            await self._settle_bare(delivery)
         if has_slot:
             await write_pong(writer, self._agent.id)
             return
@@ -241,8 +243,6 @@ class Execution:
         run: Run,
     ) -> CallState:
         """Run the handler, and write what it says or why it failed; return how it ended."""
-        is_short = left_s is not None and left_s <= WORKING_AFTER_S
-        limit = asyncio.timeout(left_s if is_short else None)
         try:
             if left_s is not None and left_s <= 0:
                 raise _too_late(self._agent.id, headers)
@@ -253,30 +253,41 @@ class Execution:
             agent, admission = self._agent, self._place.admission
             asker = await admission.require(agent.id, agent.callers, delivery, headers, source)
             context = self._context(delivery, headers, asker, left_s, writer)
-            async with limit:
-                run.enter(limit)
-                handling = Handling(self._agent, self._place, writer, run)
-                reply = await handling.reply(question, context)
-                if reply.file is not None:
-                    await writer.attach(reply.file)
-            body, content_type = self._encode(
-                reply, context, as_json=self._wants_json(question, headers)
-            )
+            with run:
+                reply = await self._handle(question, context, left_s, writer, run)
+            as_json = question.wants_json and bool(headers.reply_to)
+            body, content_type = self._encode(reply, context, as_json=as_json)
         except TimeoutError as error:
             failure: MeshError | None = self._failure(_timeout(self._agent.id, error, headers), run)
         except MeshError as error:
             failure = self._failure(error, run)
         else:
             failure = None
-        finally:
-            run.limit = None
-        await self._settle_bare(delivery, headers)
+        if not headers.reply_to:
+            await self._settle_bare(delivery)
         if failure is None:
             failure = await self._write(writer, body, content_type, run)
         if failure is None:
             return CallState.ANSWERED
         await writer.error(failure)
         return CallState.of_error(failure)
+
+    async def _handle(
+        self,
+        question: Question,
+        context: CallContext,
+        left_s: float | None,
+        writer: ReplyWriter,
+        run: Run,
+    ) -> ChatReply:
+        """Return what the handler says; a file that it gives is stored by then."""
+        if left_s is not None and left_s <= WORKING_AFTER_S:
+            run.stop_at(asyncio.get_running_loop().time() + left_s)
+        handling = Handling(self._agent, self._place, self._slow, writer, run)
+        reply = await handling.reply(question, context)
+        if reply.file is not None:
+            await writer.attach(reply.file)
+        return reply
 
     async def _write(
         self, writer: ReplyWriter, body: bytes, content_type: str, run: Run
@@ -298,8 +309,9 @@ class Execution:
 
     async def _fetch_body(self, delivery: Delivery, left_s: float | None, run: Run) -> None:
         """Get the body of a request that fits into no message."""
-        async with asyncio.timeout(left_s) as limit:
-            run.enter(limit)
+        with run:
+            if left_s is not None:
+                run.stop_at(asyncio.get_running_loop().time() + left_s)
             delivery.body = await read_body(
                 self._place.connection, (delivery.headers or {})[h.BODY]
             )
@@ -309,9 +321,6 @@ class Execution:
         if run.is_cancelled:
             return CallCancelledError(f"the call to agent {self._agent.id!r} was cancelled")
         return error
-
-    def _wants_json(self, question: Question, headers: h.RequestHeaders) -> bool:
-        return question.wants_json and bool(headers.reply_to)
 
     def _encode(
         self, reply: ChatReply, context: CallContext, *, as_json: bool
@@ -323,10 +332,9 @@ class Execution:
         except (TypeError, UnicodeEncodeError) as error:  # Lone surrogates, objects in tool calls.
             raise AgentFailedError(f"the answer cannot be encoded: {error}") from error
 
-    async def _settle_bare(self, delivery: Delivery, headers: h.RequestHeaders) -> None:
-        if not headers.reply_to:
-            age_s = self._place.clock.age_s(delivery.stored_ns)
-            await asyncio.sleep(max(0.0, BARE_DELAY_S - age_s))
+    async def _settle_bare(self, delivery: Delivery) -> None:
+        age_s = self._place.clock.age_s(delivery.stored_ns)
+        await asyncio.sleep(max(0.0, BARE_DELAY_S - age_s))
 
     def _context(
         self,

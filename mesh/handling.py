@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections.abc import Iterator
 from contextlib import aclosing
+from functools import partial
 from typing import Any, Final
 
 from mesh import codec
@@ -19,6 +20,7 @@ from mesh.place import Place
 from mesh.replies import ReplyWriter
 from mesh.requests import Question
 from mesh.runs import Run
+from mesh.shared_timer import SharedTimer
 from schemas.chat import ChatDelta, ChatReply, ChatRequest
 from schemas.frame import WorkingBody
 
@@ -34,9 +36,12 @@ have six bytes."""
 class Handling:
     """Runs the handler for one call."""
 
-    def __init__(self, agent: Agent, place: Place, writer: ReplyWriter, run: Run) -> None:
+    def __init__(
+        self, agent: Agent, place: Place, slow: SharedTimer, writer: ReplyWriter, run: Run
+    ) -> None:
         self._agent = agent
         self._place = place
+        self._slow = slow
         self._writer = writer
         self._run = run
 
@@ -50,9 +55,8 @@ class Handling:
         handler = self._agent.handler
         if handler is None:
             raise AgentFailedError(f"agent {self._agent.id!r} answers no chat requests")
-        loop = asyncio.get_running_loop()
-        # One timer for a fast call, and its deadline is only set when it turns out slow.
-        slow = loop.call_later(WORKING_AFTER_S, self._turn_slow, context)
+        # The deadline is only set when it turns out slow.
+        self._slow.begin(self, partial(self._turn_slow, context))
         try:
             if handler.kind.streams:
                 return await self._stream(handler, question.chat, context)
@@ -75,14 +79,14 @@ class Handling:
                 f"{type(error).__name__}: {error}", error_type=type(error).__name__
             ) from error
         finally:
-            slow.cancel()
+            self._slow.end(self)
 
     def _turn_slow(self, context: CallContext) -> None:
         run = self._run
-        if run.is_cancelled or run.limit is None or run.limit.expired():
+        if not run.is_running:
             return
         if context.deadline is not None:
-            run.limit.reschedule(context.deadline)
+            run.stop_at(context.deadline)
         if run.span is not None:
             run.span.turn_slow()
         body = WorkingBody(

@@ -56,6 +56,9 @@ REQUEST: Final = "mesh-request"
 nanoseconds of the broker's clock."""
 RAN_MS: Final = "mesh-ran-ms"
 """On frames, how long this attempt had been worked on by then."""
+TRACE: Final = "mesh-trace"
+"""On frames, the `traceparent` of their request. Not under that name: nats-server takes apart what
+has one, in case it is to tell of its way, and that was 2 of 50 us a call."""
 PARENT: Final = "mesh-parent"
 """The span of the call in which this one was made; on its request, and on its frames."""
 
@@ -70,6 +73,10 @@ MAX_TIMEOUT_S: Final = 24 * 3600.0
 _TRACEPARENT: Final = re.compile(
     r"([0-9a-f]{2})-([0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2})(-[!-~]{0,200})?"
 )
+_PLAIN_TRACEPARENT: Final = re.compile(
+    r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+)
+"""As it mostly is."""
 _SPAN_ID: Final = re.compile(r"[0-9a-f]{16}")
 _REQUEST: Final = re.compile(r"([0-9]{1,18})/([0-9]{1,19})")
 _CALL_ID: Final = re.compile(r"[!-~]{1,128}")
@@ -127,10 +134,13 @@ class RequestHeaders:
         if not raw:
             return cls()
         hops = raw.get(HOPS, "")
+        content_type = raw.get(CONTENT_TYPE, "")
+        if content_type != JSON:
+            content_type = content_type.partition(";")[0].strip().lower()
         return cls(
             reply_to=raw.get(REPLY_TO, ""),
             call_id=_matching(_CALL_ID, raw.get(CORRELATION_ID, "")),
-            content_type=raw.get(CONTENT_TYPE, "").partition(";")[0].strip().lower(),
+            content_type=content_type,
             source_agent=_id_or_empty(raw.get(SOURCE_AGENT, "")),
             source_node=_id_or_empty(raw.get(SOURCE_NODE, "")),
             timeout_ms=number(raw.get(TIMEOUT_MS)),
@@ -139,18 +149,25 @@ class RequestHeaders:
             keep_s=number(raw.get(KEEP_S)) or 0,
             is_ping=PING in raw,
             traceparent=valid_traceparent(raw.get(TRACEPARENT, "")),
-            parent=_matching(_SPAN_ID, raw.get(PARENT, "")),
+            parent=_matching(_SPAN_ID, raw[PARENT]) if PARENT in raw else "",
         )
 
 
 def valid_traceparent(text: str) -> str:
     """Return a W3C `traceparent` as version 00 has it, else nothing. A later one may say more."""
+    if _PLAIN_TRACEPARENT.fullmatch(text):
+        return text
     parts = _TRACEPARENT.fullmatch(text)
     if parts is None or parts[1] == "ff" or (parts[1] == "00" and parts[3]):
         return ""
     found = f"00-{parts[2]}"
     # The ids that are none.
     return "" if "0" * 32 in found or f"-{'0' * 16}-" in found else found
+
+
+def trace_of(headers: Mapping[str, str]) -> str:
+    """Return the `traceparent` of a request, or of the request that a frame answers; or nothing."""
+    return valid_traceparent(headers.get(TRACE) or headers.get(TRACEPARENT, ""))
 
 
 def span_of(traceparent: str) -> tuple[str, str]:

@@ -68,7 +68,7 @@ class ReplyInbox:
             self._calls.pop(call.id, None)
             metrics.CALLS_IN_FLIGHT.end()
             if is_counted:
-                metrics.called(call.agent, call.state.value, loop.time() - sent_at)
+                metrics.called(call.agent, call.state, loop.time() - sent_at)
 
         call.on_end(forget)
 

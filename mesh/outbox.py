@@ -38,6 +38,7 @@ from mesh.objects import try_remove
 from mesh.pressure import Pressure
 from mesh.publisher import PubAck, is_subject_full
 from mesh.replies import frame_lifetime_s
+from mesh.shared_timer import SharedTimer
 from mesh.signatures import sign
 from mesh.silence import explain
 from mesh.trust.credentials import Credentials
@@ -139,9 +140,7 @@ class Outbox:
         self._publisher = connection.publisher
         self._pressure = Pressure(connection)
         self._tasks = BackgroundTasks()
-        self._young: dict[str, tuple[float, Call, Request]] = {}
-        """Sent a moment ago, in this order; answered ones are dropped when their time comes."""
-        self._timer: asyncio.TimerHandle | None = None
+        self._slow = SharedTimer(RECORD_AFTER_S)
 
     async def stow(self, request: Request, file: FileSource | None) -> None:
         """Put beside a request what does not fit into its message; one that fits costs nothing.
@@ -155,6 +154,8 @@ class Outbox:
         call_id = request.headers[h.CORRELATION_ID]
         if file is not None:
             request.headers[h.FILE] = str(await put_file(self._connection, call_id, file))
+        if len(request.body) < self._publisher.limit_bytes // 2:
+            return
         try:
             self._publisher.require_size(request.body, request.headers)
         except PayloadTooLargeError:
@@ -325,27 +326,15 @@ class Outbox:
         return MailboxFullError(message, agent=agent, retry_after_s=after_s)
 
     def _watch(self, call: Call, request: Request) -> None:
-        loop = asyncio.get_running_loop()
-        self._young[call.id] = (loop.time(), call, request)
-        # One timer for all: a timer a call would be paid by the fast ones too.
-        if self._timer is None:
-            self._timer = loop.call_later(RECORD_AFTER_S, self._record_slow)
+        self._slow.begin(call.id, partial(self._on_slow, call, request))
 
-    def _record_slow(self) -> None:
-        loop = asyncio.get_running_loop()
-        overdue = loop.time() - RECORD_AFTER_S
-        for sent_at, call, request in list(self._young.values()):
-            if sent_at > overdue:
-                break
-            del self._young[call.id]
-            if call.is_done:
-                continue
-            if call.sequence:
-                self._tasks.start(self._try_record(request, call.sequence))
-            else:  # Not acknowledged yet.
-                self._young[call.id] = (loop.time(), call, request)
-        again = self._young
-        self._timer = loop.call_later(RECORD_AFTER_S, self._record_slow) if again else None
+    def _on_slow(self, call: Call, request: Request) -> None:
+        if call.is_done:
+            return
+        if call.sequence:
+            self._tasks.start(self._try_record(request, call.sequence))
+        else:  # Not acknowledged yet.
+            self._watch(call, request)
 
     async def _try_record(self, request: Request, sequence: int) -> None:
         try:
@@ -360,8 +349,7 @@ class Outbox:
         try:
             yield self
         finally:
-            if self._timer is not None:
-                self._timer.cancel()
+            self._slow.stop()
             # Who leaves has just abandoned its calls: their agents are still to be told.
             await self._tasks.join(LAST_WORDS_S)
             await self._tasks.cancel()

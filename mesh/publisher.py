@@ -28,14 +28,10 @@ from mesh.errors import (
     StreamMissingError,
     TransportError,
 )
-from mesh.nats_client import is_clustered
+from mesh.nats_client import NEAR_BYTES, is_clustered, post
 from mesh.silence import LEADERLESS, STALLED, explain, is_alive
 
 ACK_TIMEOUT_S: Final = 5.0
-HEADROOM_BYTES: Final = 4096
-"""Left free under `max_payload` for what the broker adds. A message over the limit, headers
-included, closes a nats-py client for ever."""
-
 EXPIRY_CHECK_S: Final = 1.0
 RETRY_PAUSE_S: Final = 0.2
 
@@ -112,7 +108,7 @@ class Publisher:
     @property
     def limit_bytes(self) -> int:
         """Body and headers of a message together must not be larger than this."""
-        return self._client.max_payload - HEADROOM_BYTES
+        return self._client.max_payload - NEAR_BYTES
 
     def require_size(self, body: bytes, headers: Mapping[str, str]) -> None:
         """Check that a message fits.
@@ -143,7 +139,6 @@ class Publisher:
             PayloadTooLargeError: the message is over the broker's limit; nothing was sent.
             BrokerUnreachableError: the connection is closed, or its buffer is full.
         """
-        self.require_size(body, headers)
         if self._is_over:
             raise BrokerUnreachableError("cannot publish: the connection is being closed")
         token = str(next(self._tokens))
@@ -151,9 +146,13 @@ class Publisher:
         future: asyncio.Future[PubAck] = loop.create_future()
         self._waiting[token] = _Waiting(future, loop.time(), subject)
         try:
-            await self._client.publish(
-                subject, body, reply=f"{self._prefix}.{token}", headers=headers
-            )
+            reply = f"{self._prefix}.{token}"
+            if not post(self._client, subject, body, reply, headers):
+                self.require_size(body, headers)
+                await self._client.publish(subject, body, reply=reply, headers=headers)
+        except PayloadTooLargeError:
+            del self._waiting[token]
+            raise
         except (nats.errors.ConnectionClosedError, nats.errors.OutboundBufferLimitError) as error:
             self._waiting.pop(token, None)
             raise BrokerUnreachableError(f"cannot publish: {error}") from error

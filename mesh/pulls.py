@@ -14,7 +14,6 @@ from functools import partial
 from typing import Final
 
 import nats.errors
-import orjson
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
@@ -22,7 +21,7 @@ from mesh.background import BackgroundTasks
 from mesh.connection import Connection
 from mesh.delivery import Delivery
 from mesh.dispatch import Prompt
-from mesh.nats_client import is_guarded
+from mesh.nats_client import is_guarded, post
 from mesh.subjects import PULL
 
 logger = logging.getLogger(__name__)
@@ -108,16 +107,20 @@ class PullLoop:
             return
         # Slots that free up in the same turn of the loop share one pull.
         self._refilling = True
-        self._tasks.start(self._refill())
+        asyncio.get_running_loop().call_soon(self._refill)
 
-    async def _refill(self) -> None:
+    def _refill(self) -> None:
         self._refilling = False
         batch = self._wanted - self._outstanding
         if batch <= 0 or self._subscription is None or not self._is_fresh():
             return
         self._outstanding += batch
         self._asked_at = asyncio.get_running_loop().time()
-        request = orjson.dumps({"batch": batch, "expires": int(EXPIRES_S * 1e9)})
+        request = b'{"batch":%d,"expires":%d}' % (batch, EXPIRES_S * 1e9)
+        if not post(self._connection.client, self._subject, request, self._inbox):
+            self._tasks.start(self._publish(request, batch))
+
+    async def _publish(self, request: bytes, batch: int) -> None:
         try:
             await self._connection.client.publish(self._subject, request, reply=self._inbox)
         except nats.errors.Error:

@@ -215,9 +215,8 @@ class ReplyWriter:
         for place, subject in enumerate(self._address.subjects):
             message_id = _final_id(self._address, subject)
             # Dedupe is one table for the whole stream: each copy needs an id of its own.
-            unique = f"{message_id}.{place}" if place else message_id
-            sending = partial(self._store, subject, body, {**headers, h.MSG_ID: unique}, place)
-            await self._hold(sending, held_until)
+            headers[h.MSG_ID] = f"{message_id}.{place}" if place else message_id
+            await self._hold(partial(self._store, subject, body, headers, place), held_until)
 
     async def _store(self, subject: str, body: bytes, headers: dict[str, str], place: int) -> None:
         """Publish a terminal frame, unless the ledger has one that dedupe may have forgotten."""
@@ -263,7 +262,7 @@ class ReplyWriter:
     def _headers(self, kind: FrameKind, content_type: str, seq: int = 0) -> dict[str, str]:
         address = self._address
         headers = {
-            h.KIND: kind.value,
+            h.KIND: str(kind),
             h.CORRELATION_ID: address.call_id,
             h.CONTENT_TYPE: content_type,
             h.NODE: address.node,
@@ -274,7 +273,7 @@ class ReplyWriter:
         if seq:
             headers[h.SEQ] = str(seq)
         if kind is not FrameKind.CHUNK:
-            headers |= address.origin
+            headers.update(address.origin)
             headers[h.RAN_MS] = f"{(time.monotonic() - self._started) * 1_000:.1f}"
         if not address.is_core:
             headers[h.TTL] = h.ttl(frame_lifetime_s(address.lifetime_s))

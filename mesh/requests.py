@@ -91,8 +91,9 @@ def read_address(
     """
     reply_to = headers.reply_to
     is_bare = not reply_to
-    is_core = subjects.is_inbox_reply(reply_to)
-    if not (is_bare or is_core or subjects.may_answer_on(reply_to, agent)):
+    is_mesh = not is_bare and subjects.may_answer_on(reply_to, agent)
+    is_core = not is_mesh and subjects.is_inbox_reply(reply_to)
+    if not (is_bare or is_mesh or is_core):
         return None
     replies = _bare_subjects(delivery.body, agent) if is_bare else (reply_to,)
     node, instance = place
@@ -113,7 +114,7 @@ def _origin(delivery: Delivery, headers: h.RequestHeaders) -> dict[str, str]:
     """Return what lets a frame be traced to its request, when that is long gone."""
     found = {h.REQUEST: f"{delivery.sequence}/{delivery.stored_ns}"}
     if headers.traceparent:
-        found[h.TRACEPARENT] = headers.traceparent
+        found[h.TRACE] = headers.traceparent
     if headers.parent:
         found[h.PARENT] = headers.parent
     return found

@@ -6,7 +6,6 @@ come again: it is remembered. Does not hear cancels (`mesh.worker`) and tells no
 """
 
 import asyncio
-from dataclasses import dataclass
 from typing import Final
 
 from mesh.tracing import HandlingSpan
@@ -14,32 +13,68 @@ from mesh.tracing import HandlingSpan
 REMEMBERED: Final = 1_000
 
 
-@dataclass(slots=True)
 class Run:
-    """A delivery that is worked on."""
+    """A delivery that is worked on: what is done `with` it can be stopped.
 
-    call_id: str
-    is_cancelled: bool = False
-    limit: asyncio.Timeout | None = None
-    """Of the handler, as long as that runs."""
-    span: HandlingSpan | None = None
-    """What OpenTelemetry is told of it, if anything."""
+    In the manner of `asyncio.timeout`, of which it takes a third of the time: most runs are neither
+    stopped nor given a deadline. Who is stopped gets a `TimeoutError`, unless he ends all the same.
+    """
 
-    def enter(self, limit: asyncio.Timeout) -> None:
-        """Let `limit`, which has begun, stop the handler from now on.
+    __slots__ = ("_cancels", "_is_stopped", "_task", "_timer", "call_id", "is_cancelled", "span")
 
-        Raises:
-            TimeoutError: the call was cancelled before.
-        """
+    def __init__(self, call_id: str, *, is_cancelled: bool = False) -> None:
+        self.call_id = call_id
+        self.is_cancelled = is_cancelled
+        self.span: HandlingSpan | None = None
+        """What OpenTelemetry is told of it, if anything."""
+        self._task: asyncio.Task[object] | None = None
+        """Whose work can be stopped now."""
+        self._cancels = 0
+        """How often somebody else had cancelled it, when that began."""
+        self._is_stopped = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> "Run":
         if self.is_cancelled:
             raise TimeoutError
-        self.limit = limit
+        task = self._task = asyncio.current_task()
+        assert task is not None, "a run is that of a task"
+        self._cancels = task.cancelling()
+        self._is_stopped = False
+        return self
 
-    def stop(self) -> None:
-        """Stop the handler, or do not let it begin."""
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: object
+    ) -> None:
+        task, self._task = self._task, None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._is_stopped and task is not None:
+            is_ours = task.uncancel() <= self._cancels
+            if is_ours and kind is not None and issubclass(kind, asyncio.CancelledError):
+                raise TimeoutError from error
+
+    @property
+    def is_running(self) -> bool:
+        """Whether something is being done that can be stopped, and is to go on."""
+        return self._task is not None and not self._is_stopped
+
+    def stop_at(self, deadline: float) -> None:
+        """Stop what is being done at a time by the event loop's clock."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_at(deadline, self._stop)
+
+    def cancel(self) -> None:
+        """Stop it now, or do not let it begin."""
         self.is_cancelled = True
-        if self.limit is not None and not self.limit.expired():
-            self.limit.reschedule(0)
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._task is not None and not self._is_stopped:
+            self._is_stopped = True
+            self._task.cancel()
 
 
 class Runs:
@@ -66,7 +101,7 @@ class Runs:
         for place, run in self._runs.items():
             # Two callers may have chosen the same id: where the place is known, it counts.
             if run.call_id == call_id and sequence in (0, place):
-                run.stop()
+                run.cancel()
         if sequence:
             self._cancelled[sequence] = call_id
             if len(self._cancelled) > REMEMBERED:

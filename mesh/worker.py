@@ -10,7 +10,7 @@ import logging
 import random
 from collections import deque
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import Final, Protocol
 
 import nats.errors
@@ -45,7 +45,8 @@ SPREAD_S: Final = (0.0, 1.0, 5.0)
 process left when it died comes again together, the request that killed it among the rest."""
 
 
-class Share(Enum):
+# Its members are keys, and a string is hashed without Python's help.
+class Share(StrEnum):
     """Which mailbox a message came from."""
 
     SHARED = "shared"
@@ -94,7 +95,7 @@ class _Open:
 
 def pause_s(attempt: int) -> float:
     """Return how long to wait with an attempt, so that few of those that come together begin so."""
-    return random.uniform(0.0, SPREAD_S[min(attempt, len(SPREAD_S)) - 1])
+    return 0.0 if attempt == 1 else random.uniform(0.0, SPREAD_S[min(attempt, len(SPREAD_S)) - 1])
 
 
 class AgentWorker:
@@ -266,18 +267,22 @@ class AgentWorker:
 
     def _begin(self, one: _Open) -> None:
         self._running += 1
-        self._tasks.start(self._work(one))
+        self._tasks.begin(self._work(one))
 
     async def _work(self, one: _Open) -> None:
         try:
             if pause := pause_s(one.delivery.attempt):
                 await asyncio.sleep(pause)
             await self._execution.run(one.delivery)
+        except Exception:
+            # It is not settled, and comes again.
+            logger.exception("%s: cannot work on %s", self.agent.id, one.delivery.ack_subject)
         finally:
             self._running -= 1
             if self._held:
                 self._begin(self._held.popleft())
             self._forget(one)
+            self._tasks.end()
 
     def _refuse(self, ping: _Open) -> None:
         if ping in self._held:

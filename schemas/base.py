@@ -13,10 +13,20 @@ ID_PATTERN = re.compile(r"[a-z0-9]([a-z0-9_-]{0,30}[a-z0-9])?")
 
 ID_RULE = "1 to 32 characters of a-z, 0-9, '-' and '_', starting and ending with a letter or digit"
 
+REMEMBERED = 10_000
+"""Every message names several ids, and they are mostly the same."""
+_valid: set[str] = set()
+
 
 def is_id(text: str) -> bool:
     """Tell whether `text` is a valid id. The whole text must match: `a\\n` is none."""
-    return ID_PATTERN.fullmatch(text) is not None
+    if text in _valid:
+        return True
+    if ID_PATTERN.fullmatch(text) is None:
+        return False
+    if len(_valid) < REMEMBERED:
+        _valid.add(text)
+    return True
 
 
 def _require_id(text: str) -> str:

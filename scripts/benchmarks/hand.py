@@ -36,7 +36,7 @@ REPLY_HEADERS: Final = {
     "mesh-node": "node1",
     "mesh-ran-ms": "1",
     "mesh-request": "123456/1764248078123456789",
-    "traceparent": REQUEST_HEADERS["traceparent"],
+    "mesh-trace": REQUEST_HEADERS["traceparent"],
 }
 """What an answer says."""
 TIMEOUT_S = 30.0

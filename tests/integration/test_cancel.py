@@ -358,7 +358,7 @@ async def test_nothing_is_kept_of_calls_that_have_ended(
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(client.ask(agent_id, "x"), 0.05)
         inbox, outbox = client._inbox, client._outbox
-        await until(lambda: not inbox._calls and not outbox._young and not outbox._tasks)
+        await until(lambda: not inbox._calls and not outbox._slow and not outbox._tasks)
         await until(lambda: held.stopped == 10)
 
 

@@ -41,3 +41,30 @@ async def test_a_task_may_tidy_up() -> None:
     await asyncio.sleep(0)
     await tasks.cancel()
     assert is_tidy
+
+
+async def test_who_says_himself_that_he_ends() -> None:
+    """He is waited for until then, and not kept."""
+    tasks, told = BackgroundTasks(), list[str]()
+
+    async def work(name: str) -> None:
+        await asyncio.sleep(0)
+        told.append(name)
+        tasks.end()
+
+    for name in "ab":
+        tasks.begin(work(name))
+    await tasks.join(5)
+    assert (told, len(tasks)) == (["a", "b"], 0)
+
+
+async def test_who_is_cancelled_before_he_begins() -> None:
+    """He cannot say that he ends, and is not kept either."""
+    tasks = BackgroundTasks()
+
+    async def work() -> None:
+        tasks.end()
+
+    tasks.begin(work())
+    await asyncio.wait_for(tasks.cancel(), 5)
+    assert len(tasks) == 0

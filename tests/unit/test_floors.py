@@ -40,6 +40,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
                 "mesh.background",
                 "mesh.child",
                 "mesh.heap",
+                "mesh.shared_timer",
                 "mesh.nats_client",
                 "mesh.objects",
                 "mesh.uploads",
