@@ -80,7 +80,7 @@ class Execution:
         self._agent = agent
         self._place = place
         self._runs = Runs()
-        self._slow = SharedTimer(WORKING_AFTER_S)
+        self._slow = SharedTimer()
         self.tally = Tally()
 
     def cancel(self, call_id: str, sequence: int) -> None:

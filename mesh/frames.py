@@ -64,15 +64,16 @@ class Frame:
         reply subject brought here has neither.
         """
         found = raw or {}
-        kind = found.get(headers.KIND)
+        named = found.get(headers.KIND)
+        kind: FrameKind | None = FrameKind.FINAL
+        if named is not None:
+            kind = _KINDS.get(named)
+        elif found.get(headers.CORRELATION_ID) != call_id or _is_pub_ack(found, body):
+            return None
         if kind is None:
-            if found.get(headers.CORRELATION_ID) != call_id or _is_pub_ack(found, body):
-                return None
-            kind = FrameKind.FINAL
-        elif kind not in _KINDS:
             return None
         frame = cls(
-            kind=FrameKind(kind),
+            kind=kind,
             call_id=call_id,
             body=body,
             content_type=_content_type(found, body),
@@ -90,7 +91,7 @@ class Frame:
         return frame
 
 
-_KINDS: Final = frozenset(FrameKind)
+_KINDS: Final = {kind.value: kind for kind in FrameKind}
 
 
 def error_body(error: MeshError) -> bytes:
@@ -121,7 +122,10 @@ def _is_pub_ack(found: Mapping[str, str], body: bytes) -> bool:
 
 
 def _content_type(found: Mapping[str, str], body: bytes) -> str:
-    named = found.get(headers.CONTENT_TYPE, "").partition(";")[0].strip().lower()
+    named = found.get(headers.CONTENT_TYPE, "")
+    if named == headers.JSON:
+        return named
+    named = named.partition(";")[0].strip().lower()
     if named:
         return headers.JSON if named == headers.JSON else headers.TEXT
     return headers.JSON if body.startswith(b"{") else headers.TEXT

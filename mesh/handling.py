@@ -56,7 +56,7 @@ class Handling:
         if handler is None:
             raise AgentFailedError(f"agent {self._agent.id!r} answers no chat requests")
         # The deadline is only set when it turns out slow.
-        self._slow.begin(self, partial(self._turn_slow, context))
+        self._slow.begin(self, WORKING_AFTER_S, partial(self._turn_slow, context))
         try:
             if handler.kind.streams:
                 return await self._stream(handler, question.chat, context)

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final
 
 import nats.errors
@@ -29,6 +30,7 @@ from mesh.errors import (
 from mesh.frames import Frame
 from mesh.history import is_stored_under
 from mesh.replies import read_frames, read_last_frame
+from mesh.shared_timer import SharedTimer
 from mesh.streams import REPLY
 
 logger = logging.getLogger(__name__)
@@ -49,6 +51,7 @@ class ReplyInbox:
         whole = subjects.reply(caller, instance, "0", caller)
         self._reply_prefix = whole.removesuffix(f"0.{caller}")
         self._calls: dict[str, Call] = {}
+        self._deadlines = SharedTimer()
         self._tasks = BackgroundTasks()
 
     def reply_subject(self, call_id: str, agent: str) -> str:
@@ -58,13 +61,13 @@ class ReplyInbox:
     def expect(self, call: Call, *, is_counted: bool = True) -> None:
         """Bring the frames of `call` until it ends, and end it at its deadline."""
         self._calls[call.id] = call
+        self._deadlines.begin(call.id, call.timeout_s, partial(self._expire, call))
         loop = asyncio.get_running_loop()
-        timer = loop.call_later(call.timeout_s, self._expire, call)
         sent_at = loop.time()
         metrics.CALLS_IN_FLIGHT.begin()
 
         def forget() -> None:
-            timer.cancel()
+            self._deadlines.end(call.id)
             self._calls.pop(call.id, None)
             metrics.CALLS_IN_FLIGHT.end()
             if is_counted:

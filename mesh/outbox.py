@@ -140,7 +140,7 @@ class Outbox:
         self._publisher = connection.publisher
         self._pressure = Pressure(connection)
         self._tasks = BackgroundTasks()
-        self._slow = SharedTimer(RECORD_AFTER_S)
+        self._slow = SharedTimer()
 
     async def stow(self, request: Request, file: FileSource | None) -> None:
         """Put beside a request what does not fit into its message; one that fits costs nothing.
@@ -326,7 +326,7 @@ class Outbox:
         return MailboxFullError(message, agent=agent, retry_after_s=after_s)
 
     def _watch(self, call: Call, request: Request) -> None:
-        self._slow.begin(call.id, partial(self._on_slow, call, request))
+        self._slow.begin(call.id, RECORD_AFTER_S, partial(self._on_slow, call, request))
 
     def _on_slow(self, call: Call, request: Request) -> None:
         if call.is_done:

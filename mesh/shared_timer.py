@@ -1,52 +1,76 @@
-"""One timer for much that takes a moment: what is over by then has paid next to nothing.
+"""A timer for much that is mostly over before its time: what begins together is due together.
 
 A timer of asyncio's own for each call would be made, sorted and thrown away again.
 """
 
 import asyncio
+import math
 from collections.abc import Callable, Hashable
+from typing import Final
+
+LATE_S: Final = 0.01
+"""So late at most, and as little as the loop can, somebody is called back."""
 
 
 class SharedTimer:
-    """Calls back for what was begun and has not ended within `after_s`, in that order."""
+    """Calls back for what was begun and has not ended within its time."""
 
-    def __init__(self, after_s: float) -> None:
-        self._after_s = after_s
-        self._waiting: dict[Hashable, tuple[float, Callable[[], object]]] = {}
-        """When each is due; in the order of beginning, which is that of being due."""
-        self._timer: asyncio.TimerHandle | None = None
+    def __init__(self) -> None:
+        self._ticks: dict[int, _Tick] = {}
+        self._tick_of: dict[Hashable, _Tick] = {}
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._tick_of)
 
-    def begin(self, key: Hashable, on_due: Callable[[], object]) -> None:
-        """Call `on_due` after the time, unless `key`, which nobody else uses, ends before."""
+    def begin(self, key: Hashable, after_s: float, on_due: Callable[[], object]) -> None:
+        """Call `on_due` after a time, unless `key`, which nobody else uses, ends before."""
         loop = asyncio.get_running_loop()
-        due_at = loop.time() + self._after_s
-        self._waiting[key] = (due_at, on_due)
-        if self._timer is None:
-            self._timer = loop.call_at(due_at, self._look)
+        number = math.ceil((loop.time() + after_s) / LATE_S)
+        tick = self._ticks.get(number)
+        if tick is None:
+            timer = loop.call_at(number * LATE_S, self._ring, number)
+            tick = self._ticks[number] = _Tick(number, timer)
+        tick.waiting[key] = on_due
+        self._tick_of[key] = tick
 
     def end(self, key: Hashable) -> None:
         """Forget one. It is no error if it is not there, or was due already."""
-        self._waiting.pop(key, None)
+        tick = self._tick_of.pop(key, None)
+        if tick is not None:
+            del tick.waiting[key]
+            if not tick.waiting:
+                self._stop(tick)
 
     def stop(self) -> None:
         """Call nobody back any more."""
-        self._waiting.clear()
-        if self._timer is not None:
-            self._timer.cancel()
+        for tick in list(self._ticks.values()):
+            self._stop(tick)
+        self._tick_of.clear()
 
-    def _look(self) -> None:
-        self._timer = None
-        loop = asyncio.get_running_loop()
-        now = loop.time()
-        # Of a copy: a dictionary whose first entries are gone is slow to begin with.
-        for key, (due_at, on_due) in list(self._waiting.items()):
-            if due_at > now:
-                break
-            if self._waiting.pop(key, None) is not None:
+    def _stop(self, tick: "_Tick") -> None:
+        tick.timer.cancel()
+        if self._ticks.get(tick.number) is tick:
+            del self._ticks[tick.number]
+
+    def _ring(self, number: int) -> None:
+        waiting = self._ticks.pop(number).waiting
+        for key in list(waiting):
+            if (on_due := waiting.pop(key, None)) is None:
+                continue  # Who was called before has ended it.
+            del self._tick_of[key]
+            try:
                 on_due()
-        if self._waiting and self._timer is None:
-            next_at, _ = next(iter(self._waiting.values()))
-            self._timer = loop.call_at(next_at, self._look)
+            except Exception as error:  # noqa: BLE001, as asyncio does with what it calls
+                told = {"message": f"{on_due} failed", "exception": error}
+                asyncio.get_running_loop().call_exception_handler(told)
+
+
+class _Tick:
+    """What is due at the same moment."""
+
+    __slots__ = ("number", "timer", "waiting")
+
+    def __init__(self, number: int, timer: asyncio.TimerHandle) -> None:
+        self.number = number
+        self.timer = timer
+        self.waiting: dict[Hashable, Callable[[], object]] = {}
