@@ -114,5 +114,5 @@ async def rows(folder: Path, rounds: int, seconds: float) -> list[Row]:
             for kind, who in ((BARE, "by hand"), (MESH, "the mesh")):
                 pair = by[ONE, kind], by[THREE, kind]
                 title = f"three servers beside one, {who}, {where}"
-                found += beside(title, *pair, {**SHOWN, **COSTS})
+                found += crowds.compared(title, *pair, {**SHOWN, **COSTS})
     return found

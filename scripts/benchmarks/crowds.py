@@ -8,26 +8,33 @@ import os
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
 from itertools import cycle
 from typing import Final
 
 from mesh import connect, heap
 from scripts.benchmarks import hand
 from scripts.benchmarks.calls import BARE
+from scripts.benchmarks.figures import Figure, Limit, Row
 from scripts.benchmarks.loads import WARM_UP, Ask, load_for
 from scripts.benchmarks.peers.plain_caller import BODY
 from scripts.benchmarks.processes import python, running, tell, told_by
 from scripts.benchmarks.resources import cpu_us_of, idle_s
-from scripts.benchmarks.rounds import Measured
+from scripts.benchmarks.rounds import NO_LIMITS, Measured, beside
 
 GO: Final = "bench.go"
+CORES: Final = os.cpu_count() or 1
 COSTS: Final = {
     "broker_us": "CPU µs/call of the broker",
     "agents_us": "CPU µs/call of the agents",
     "callers_us": "CPU µs/call of the callers",
     "cores": "cores taken",
-    "idle_cores": f"cores idle, of {os.cpu_count()}",
 }
+REST: Final = {
+    "idle_cores": f"cores idle, of {CORES}",
+    "other_cores": f"cores that others took, of {CORES}",
+}
+"""Of the machine, hence without a ratio."""
 
 
 @contextmanager
@@ -52,7 +59,22 @@ def per_call(taken: Measured, calls: float) -> Measured:
     groups = {name: us for name, us in taken.items() if name.endswith("_us")}
     cores = sum(groups.values()) / 1e6 / taken["elapsed_s"]
     each = {name: us / calls for name, us in groups.items()}
-    return {**each, "cores": cores, "idle_cores": taken["idle_cores"]}
+    idle = taken["idle_cores"]
+    others = max(0.0, CORES - idle - cores)
+    return {**each, "cores": cores, "idle_cores": idle, "other_cores": others}
+
+
+def compared(
+    name: str,
+    reference: Sequence[Measured],
+    ours: Sequence[Measured],
+    labels: Mapping[str, str],
+    limits: Mapping[str, Limit] = NO_LIMITS,
+) -> list[Row]:
+    """Compare two points round by round, and tell how full the cores were."""
+    cores = beside(name, reference, ours, REST)
+    bare = [replace(row, ratio=None) for row in cores if isinstance(row, Figure)]
+    return [*beside(name, reference, ours, labels, limits), *bare]
 
 
 async def measure(

@@ -21,7 +21,7 @@ from scripts.benchmarks.loads import LABELS
 from scripts.benchmarks.options import complete, parser
 from scripts.benchmarks.peers.machine_agents import SLOW
 from scripts.benchmarks.processes import BenchError, Mesh, mesh_run, mesh_up
-from scripts.benchmarks.rounds import Measured, beside, in_turns
+from scripts.benchmarks.rounds import Measured, in_turns
 
 DESCRIPTION: Final = "Whether hosts, doors and servers add up, on the cores of one machine."
 MODULE: Final = "scripts.benchmarks.peers.machine_agents"
@@ -98,16 +98,16 @@ async def host_rows(mesh: Mesh, rounds: int, seconds: float) -> list[Row]:
         turn = partial(measure, mesh=mesh, seconds=seconds)
         found = await in_turns([*quick, *slow], rounds, turn)
     fewer, more = found[Point(one, 1)], found[Point(one, 2)]
-    rows = beside("one host, 2 callers beside 1", fewer, more, SHOWN)
+    rows = crowds.compared("one host, 2 callers beside 1", fewer, more, SHOWN)
     for some in others:
         for callers in (1, 2):
             pair = found[Point(one, callers)], found[Point(some, callers)]
             name = f"{some.name} beside one, {callers} caller{'s'[: callers > 1]}"
-            rows += beside(name, *pair, SHOWN)
+            rows += crowds.compared(name, *pair, SHOWN)
     for some in others:
         pair = found[Point(one, 2, is_slow=True)], found[Point(some, 2, is_slow=True)]
         name = f"{some.name} beside one, 20 ms a call, 8 at once"
-        rows += beside(name, *pair, SHOWN, ADDS_UP)
+        rows += crowds.compared(name, *pair, SHOWN, ADDS_UP)
     return rows
 
 

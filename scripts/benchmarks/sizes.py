@@ -33,9 +33,15 @@ AGENT: Final = "scripts.benchmarks.peers.sized_agent:agent"
 BARE, MESH = "hand_sized", "sized"
 QUESTION, ANSWER = "question", "answer"
 KB: Final = 1_000
-FITTING: Final = {1: 600, 10: 600, 100: 300, 500: 120, 900: 80}
-"""KB, and how many calls with them."""
-BESIDE: Final = {1_500: 24, 16_000: 4}
+FITTING: Final = {
+    1: (800, 3_000),
+    10: (800, 3_000),
+    100: (600, 1_600),
+    500: (200, 320),
+    900: (120, 160),
+}
+"""KB, and how many calls with them: one at a time, and eight."""
+BESIDE: Final = {1_500: 40, 16_000: 4}
 """What fits into no message; one call at a time."""
 IN_FLIGHT: Final = (1, 8)
 LABELS: Final = {"rate": "calls/s", "mb_per_s": "MB/s", "p50_ms": "p50 ms"}
@@ -67,7 +73,11 @@ class Point:
 
 def points(scale: float) -> list[Point]:
     """Return all of them."""
-    fitting = [(kb, count, many) for kb, count in FITTING.items() for many in IN_FLIGHT]
+    fitting = [
+        (kb, count, many)
+        for kb, counts in FITTING.items()
+        for many, count in zip(IN_FLIGHT, counts, strict=True)
+    ]
     wanted = [*fitting, *((kb, count, 1) for kb, count in BESIDE.items())]
     return [
         Point(large, kb, many, max(many, int(count * scale)))

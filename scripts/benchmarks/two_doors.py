@@ -9,13 +9,13 @@ from functools import partial
 from typing import Final
 
 from scripts.benchmarks import wrk
-from scripts.benchmarks.crowds import COSTS, costs, per_call
+from scripts.benchmarks.crowds import COSTS, compared, costs, per_call
 from scripts.benchmarks.figures import NO_LIMIT, Limit, Row
 from scripts.benchmarks.notes import not_run
 from scripts.benchmarks.peers.machine_agents import OPEN
 from scripts.benchmarks.processes import Mesh, mesh_run, python, running
 from scripts.benchmarks.registrations import until_listed
-from scripts.benchmarks.rounds import Measured, beside, in_turns
+from scripts.benchmarks.rounds import Measured, in_turns
 from scripts.benchmarks.wrk import Target
 
 QUICK: Final = "quick"
@@ -82,7 +82,7 @@ async def rows(mesh: Mesh, rounds: int, seconds: float) -> list[Row]:
         for agent, title in TITLES.items():
             one, two = (Doors(agent, urls[:count], pids[:count]) for count in (1, 2))
             taken = await in_turns((one, two), rounds, turn)
-            found += beside(title, taken[one], taken[two], SHOWN, {"rate": LIMITS[agent]})
+            found += compared(title, taken[one], taken[two], SHOWN, {"rate": LIMITS[agent]})
     return found
 
 

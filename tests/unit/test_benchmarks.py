@@ -114,6 +114,7 @@ def test_what_a_call_takes_is_told_by_group() -> None:
         "broker_us": 50.0,
         "cores": 1.5,
         "idle_cores": 0.5,
+        "other_cores": max(0.0, (os.cpu_count() or 1) - 2.0),
     }
 
 
