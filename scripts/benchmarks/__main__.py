@@ -10,6 +10,8 @@ MODULES: Final = {
     "http": "door",
     "streams": "chunks",
     "nested": "nested",
+    "sizes": "sizes",
+    "machines": "machines",
     "peers": "beside_peers",
     "lookups": "lookups",
     "starts": "starts",

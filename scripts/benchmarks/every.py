@@ -34,6 +34,8 @@ BENCHES: Final = (
     Bench("http", ("--quick", "--no-guide", "--no-litellm")),
     Bench("streams"),
     Bench("nested"),
+    Bench("sizes"),
+    Bench("machines"),
     Bench("peers", left_out=NEEDS.format("peers")),
     Bench("lookups"),
     Bench("starts"),

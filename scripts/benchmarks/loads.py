@@ -44,6 +44,24 @@ async def load(
     }
 
 
+async def load_for(ask: Ask, seconds: float, in_flight: int) -> dict[str, float]:
+    """Make calls for so many seconds, `in_flight` at once, and return what they took.
+
+    Those that are under way then are waited for, and count.
+    """
+    took_s: list[float] = []
+    start = time.perf_counter()
+
+    async def work() -> None:
+        while (begun := time.perf_counter()) < start + seconds:
+            await ask()
+            took_s.append(time.perf_counter() - begun)
+
+    await asyncio.gather(*(work() for _ in range(in_flight)))
+    elapsed_s = time.perf_counter() - start
+    return {"rate": len(took_s) / elapsed_s, **quantiles_ms(took_s), "made": len(took_s)}
+
+
 def quantiles_ms(took_s: list[float]) -> dict[str, float]:
     """Return the middle one and the hundredth slowest, in ms."""
     ordered = sorted(took_s)

@@ -1,14 +1,16 @@
 """Measures the pages of the door: the first paint, what open pages cost, and what they cost calls.
 
 A real `mesh up`; agents that are announced and beat; the system's Chromium, where there is one.
-Each page is painted beside an empty one of the same server, in turns.
+Each page is painted beside an empty one of the same server, in turns: in a window that has come to
+rest, as that of a reader has, and in one whose own start the page has to share the cores with.
 """
 
 import asyncio
+import os
 import shutil
 import statistics
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Final
 
 import httpx2
@@ -16,13 +18,13 @@ from playwright.async_api import Browser, async_playwright
 
 from scripts.benchmarks import rates, wrk
 from scripts.benchmarks.door import ECHO, fresh_mesh
-from scripts.benchmarks.figures import Figure, Limit, Row, report
+from scripts.benchmarks.figures import NO_LIMIT, Figure, Limit, Row, report
 from scripts.benchmarks.notes import not_run
 from scripts.benchmarks.options import complete, parser
-from scripts.benchmarks.processes import Mesh, mesh_run
+from scripts.benchmarks.processes import BenchError, Mesh, mesh_run
 from scripts.benchmarks.rates import Pace
 from scripts.benchmarks.registrations import registered, until_listed
-from scripts.benchmarks.resources import percent_of_a_core
+from scripts.benchmarks.resources import commands_below, cpu_s, percent_of_a_core
 
 PAINT: Final = (
     "new Promise((done) => new PerformanceObserver((list) => "
@@ -31,6 +33,10 @@ PAINT: Final = (
 DESCRIPTION: Final = "The pages: first paint, and what open ones cost."
 EMPTY: Final = "/agent/nobody-at-all"
 PAINT_MS: Final = 150.0
+QUIET_S: Final = 0.2
+QUIET_CPU_S: Final = 0.015
+"""A tick of Linux's clock, at most: of all processes of a browser at rest, in 0.2 s."""
+REST_S: Final = 20.0
 IDLE_PERCENT: Final = 5.0
 OPEN_PAGES: Final = 100
 SETTLE_S: Final = 10.0
@@ -55,33 +61,78 @@ async def painted(mesh: Mesh, pages: tuple[str, ...], rounds: int) -> list[Row]:
     found = shutil.which("chromium") or shutil.which("google-chrome")
     if found is None:
         return [not_run("first paint", "there is no Chromium: apt-get install chromium")]
-    times: dict[str, list[float]] = {one: [] for one in (EMPTY, *pages)}
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        for number in range(rounds + 1):
-            for page, taken in times.items():
-                took_ms = await first_paint_ms(browser, mesh.http_url + page)
-                if number:  # The first round warms both up.
-                    taken.append(took_ms)
+        urls = {page: mesh.http_url + page for page in (EMPTY, *pages)}
+        rested = await _paint_times(browser, urls, rounds, is_rested=True)
+        starting = await _paint_times(browser, urls, rounds, is_rested=False)
         await browser.close()
-    empty = statistics.median(times[EMPTY])
+    limit = Limit(most=PAINT_MS, unit="ms")
     return [
-        Figure(f"first paint of {page}, ms (an empty page: {empty:.0f})", middle, limit)
-        for page in pages
-        for middle in (statistics.median(times[page]),)
-        for limit in (Limit(most=PAINT_MS, unit="ms"),)
+        *_paint_rows("first paint of", rested, limit),
+        *_paint_rows("while its window still starts, first paint of", starting, NO_LIMIT),
     ]
 
 
-async def first_paint_ms(browser: Browser, url: str) -> float:
-    """Open a page, and return when something of it was seen."""
+async def _paint_times(
+    browser: Browser, urls: Mapping[str, str], rounds: int, *, is_rested: bool
+) -> dict[str, float]:
+    """Return the median of each page, in ms."""
+    times: dict[str, list[float]] = {page: [] for page in urls}
+    for number in range(rounds + 1):
+        for page, url in urls.items():
+            took_ms = await first_paint_ms(browser, url, is_rested=is_rested)
+            if number:  # The first round warms both up.
+                times[page].append(took_ms)
+    return {page: statistics.median(taken) for page, taken in times.items()}
+
+
+def _paint_rows(name: str, times: dict[str, float], limit: Limit) -> list[Row]:
+    empty = times[EMPTY]
+    return [
+        Figure(f"{name} {page}, ms (an empty page: {empty:.0f})", middle, limit)
+        for page, middle in times.items()
+        if page != EMPTY
+    ]
+
+
+async def first_paint_ms(browser: Browser, url: str, *, is_rested: bool) -> float:
+    """Open a page, in a window that is at rest or just opened; return when it was first seen."""
     context = await browser.new_context()
     try:
         page = await context.new_page()
+        if is_rested:
+            await until_at_rest()
         await page.goto(url)
         return float(await page.evaluate(PAINT))
     finally:
         await context.close()
+
+
+async def until_at_rest() -> None:
+    """Wait until the browser does nothing: it starts processes ahead, for windows to come.
+
+    Raises:
+        BenchError: it is busy for 20 s.
+    """
+    before = _browser_cpu_s()
+    for _ in range(int(REST_S / QUIET_S)):
+        await asyncio.sleep(QUIET_S)
+        now = _browser_cpu_s()
+        taken_s = sum(now.values()) - sum(before.values())
+        if now.keys() == before.keys() and taken_s < QUIET_CPU_S:
+            return
+        before = now
+    raise BenchError(f"the browser is busy for {REST_S:g} s with nothing open")
+
+
+def _browser_cpu_s() -> dict[int, float]:
+    found = {}
+    for pid, command in commands_below(os.getpid()):
+        if command and "chrom" in command[0]:
+            with suppress(OSError):  # It has ended meanwhile.
+                found[pid] = cpu_s(pid)
+    return found
 
 
 async def idle(mesh: Mesh, pages: tuple[str, ...], for_s: float) -> list[Row]:

@@ -58,6 +58,12 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def idle_s() -> float:
+    """Return for how long the cores of this machine had nothing to do so far, all together."""
+    fields = (PROC / "stat").read_text().partition("\n")[0].split()
+    return (int(fields[4]) + int(fields[5])) / os.sysconf("SC_CLK_TCK")
+
+
 @contextmanager
 def cpu_us_of(pids: Mapping[str, int]) -> Iterator[dict[str, float]]:
     """Give, behind the block, the processor time that each process took in it, in µs."""

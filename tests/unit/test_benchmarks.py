@@ -11,10 +11,12 @@ from mesh import codec
 from mesh.directory import Directory
 from mesh.registry import Entry
 from schemas.registry import Instance, Role, State
-from scripts.benchmarks import every, lookups, trees
+from scripts.benchmarks import every, lookups, sizes, trees
 from scripts.benchmarks.__main__ import MODULES
+from scripts.benchmarks.crowds import costs, per_call
 from scripts.benchmarks.figures import Figure, Limit, NotRun, Row, of_rounds, row_of, table
-from scripts.benchmarks.loads import WARM_UP, load, quantiles_ms
+from scripts.benchmarks.loads import WARM_UP, load, load_for, quantiles_ms
+from scripts.benchmarks.peers.sized_agent import answer_to
 from scripts.benchmarks.processes import ROOT, BenchError, running
 from scripts.benchmarks.resources import commands_below, cpu_us_of, memory_of
 from scripts.benchmarks.rounds import Measured, beside, in_turns
@@ -84,6 +86,49 @@ async def test_a_load_is_as_large_as_it_says() -> None:
     measured = await load(ask, 40, 8, settle)
     assert (most, settled_after) == (8, 8 * WARM_UP)
     assert made == measured["made"] == 8 * WARM_UP + 40
+
+
+async def test_a_load_by_time_ends_with_what_is_under_way() -> None:
+    """Nothing begins after its end, and all that has begun is answered and counts."""
+    begun = ended = 0
+
+    async def ask() -> None:
+        nonlocal begun, ended
+        begun += 1
+        await asyncio.sleep(0.01)
+        ended += 1
+
+    measured = await load_for(ask, 0.05, 4)
+    assert begun == ended == measured["made"] >= 4
+    assert measured["p50_ms"] >= 10
+
+
+def test_what_a_call_takes_is_told_by_group() -> None:
+    """Of all processes of a group together, with the cores that all groups kept busy."""
+    with costs({"agents_us": [os.getpid()], "broker_us": []}) as taken:
+        pass
+    assert taken.keys() == {"agents_us", "broker_us", "elapsed_s", "idle_cores"}
+    made = {"agents_us": 1_000_000.0, "broker_us": 500_000.0, "elapsed_s": 1.0, "idle_cores": 0.5}
+    assert per_call(made, 10_000) == {
+        "agents_us": 100.0,
+        "broker_us": 50.0,
+        "cores": 1.5,
+        "idle_cores": 0.5,
+        "other_cores": max(0.0, (os.cpu_count() or 1) - 2.0),
+    }
+
+
+def test_a_body_of_the_bench_is_as_large_as_it_says() -> None:
+    """Question or answer, whichever is the large one; the other is a word."""
+    wanted = sizes.points(1.0)
+    assert {one.kb for one in wanted if one.in_flight == 8} == set(sizes.FITTING)
+    for one in wanted:
+        asked, told = one.text, answer_to(one.text)
+        large, small = (asked, told) if one.large == sizes.QUESTION else (told, asked)
+        assert (len(large), len(small) < 20) == (one.kb * sizes.KB, True)
+        sizes.require_whole(one, told)
+    with pytest.raises(BenchError, match="characters"):
+        sizes.require_whole(wanted[-1], "short")
 
 
 def test_quantiles() -> None:

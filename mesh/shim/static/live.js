@@ -1,6 +1,8 @@
 // Keeps an open page up to date. The server sends HTML by the ids of elements: first everything,
 // then what has changed. Nothing is remembered here, so a connection that comes again is enough.
 
+import { whenPainted } from "./painted.js";
+
 const stale = document.getElementById("stale");
 
 function made(html) {
@@ -152,6 +154,4 @@ function begin() {
   follow();
 }
 
-// The page is whole without us: it is painted first. A hidden one is not painted at all.
-if (document.hidden) begin();
-else requestAnimationFrame(() => setTimeout(begin));
+whenPainted(begin);

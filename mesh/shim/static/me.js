@@ -1,4 +1,6 @@
 // Who reads these pages, if he wants to be seen: a name that stays in this browser.
+import { whenPainted } from "./painted.js";
+
 const KEY = "mesh-me";
 const url = new URL("../internal/matrix/presence/online", import.meta.url).href;
 const form = document.getElementById("me");
@@ -30,18 +32,22 @@ async function show(userId) {
   });
 }
 
-if (form) {
-  form.hidden = false;
-  form.elements.user.value = kept();
-  form.addEventListener("submit", (event) => {
-    event.preventDefault();
-    const userId = form.elements.user.value.trim();
-    try {
-      localStorage.setItem(KEY, userId);
-    } catch {
-      // It lasts as long as the page.
-    }
-    show(userId);
-  });
+function begin() {
+  if (form) {
+    form.hidden = false;
+    form.elements.user.value = kept();
+    form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      const userId = form.elements.user.value.trim();
+      try {
+        localStorage.setItem(KEY, userId);
+      } catch {
+        // It lasts as long as the page.
+      }
+      show(userId);
+    });
+  }
+  show(kept());
 }
-show(kept());
+
+whenPainted(begin);
