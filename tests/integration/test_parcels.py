@@ -1,0 +1,359 @@
+"""Bodies and files in a secure mesh: both ways between accounts, what becomes of them, and what can
+go wrong. Who else tries to get at them, see `tests/attacks/test_parcels.py`.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from unittest.mock import AsyncMock
+
+import pytest
+
+from mesh import Agent, CallContext, ChatReply, ChatRequest, provision, streams, subjects
+from mesh import headers as h
+from mesh.attachments import put_body, put_file
+from mesh.broker import embedded_broker
+from mesh.callers import Caller, new_instance_id
+from mesh.cli.dead import _body, _send
+from mesh.client import MeshClient, open_client
+from mesh.connection import Connection, open_connection
+from mesh.dead_letters import DeadLetter, read_letters
+from mesh.directory import Directory, follow_directory, load_directory
+from mesh.errors import (
+    CallNotFoundError,
+    CallTimeoutError,
+    KeyReusedError,
+    NotPermittedError,
+    PayloadTooLargeError,
+    StreamMissingError,
+)
+from mesh.followers import follow_call
+from mesh.ledger import read_answered, read_record
+from mesh.objects import read
+from mesh.questions import encode_question
+from mesh.trust import server_tokens
+from mesh.trust.grants import EXPORTS, MEMBER_PUBLISH
+from tests.accounts.mesh import Mesh, host, hosting
+from tests.accounts.parcels import forget, kept
+from tests.accounts.server import accounts_server
+from tests.conftest import control_plane, until
+
+LARGE = "x" * 3_000_000
+SOME = os.urandom(5_000_000)
+
+
+@pytest.fixture(scope="module")
+async def mesh(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mesh]:
+    """A mesh on two accounts."""
+    async with accounts_server(tmp_path_factory.mktemp("parcels")) as accounts:
+        found = Mesh(accounts)
+        async with (
+            control_plane(accounts.settings("control", "hub")),
+            host(accounts, "host1", "node1", found.a, found.b),
+            host(accounts, "host2", "node2", found.c),
+        ):
+            yield found
+
+
+@pytest.fixture(scope="module")
+async def connection(mesh: Mesh) -> AsyncIterator[Connection]:
+    """The connection of a person."""
+    async with open_connection(mesh.accounts.login("ann"), name="ann") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+async def directory(connection: Connection) -> AsyncIterator[Directory]:
+    """The registry as the person sees it."""
+    async with follow_directory(connection) as followed:
+        yield followed
+
+
+@pytest.fixture(scope="module")
+async def ann(connection: Connection, directory: Directory) -> AsyncIterator[MeshClient]:
+    """The person calls agents."""
+    caller = Caller("ann", "laptop", new_instance_id())
+    async with open_client(connection, directory, caller) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+async def hub(mesh: Mesh) -> AsyncIterator[Connection]:
+    """A connection that may do everything, as that of a door."""
+    async with open_connection(mesh.accounts.login("control"), name="hub") as opened:
+        yield opened
+
+
+@pytest.fixture
+async def core(hub: Connection) -> Connection:
+    """The same, with nothing in the store that another test has left."""
+    await forget(hub)
+    return hub
+
+
+def has(core: Connection, reader: str, count: int) -> Callable[[], Awaitable[bool]]:
+    """Tell whether so many parcels are kept for somebody."""
+
+    async def check() -> bool:
+        return len(await kept(core, reader)) == count
+
+    return check
+
+
+async def test_a_large_question_and_its_large_answer_cross_the_accounts(
+    mesh: Mesh, ann: MeshClient, core: Connection
+) -> None:
+    """Between members whole or in parts, of agents that ask agents, and through a door."""
+    assert (await ann.ask("b", LARGE, timeout_s=20)).text == f"b on ann: {LARGE}"
+    words = f"{'w' * 150_000} " * 20
+    parts = [part async for part in ann.stream("a", words, timeout_s=60)]
+    assert "".join(parts) == words
+    assert (await ann.ask("c", LARGE, timeout_s=20)).text == f"c heard b on c: {LARGE}"
+    caller = Caller("http", "hub", new_instance_id())
+    async with (
+        open_connection(mesh.accounts.login("http"), name="http") as connection,
+        open_client(connection, await load_directory(core), caller) as door,
+    ):
+        assert (await door.ask("b", LARGE, timeout_s=20)).text == f"b on http: {LARGE}"
+    await until(has(core, "b", 0))
+    await until(has(core, "c", 1))  # The answer to its question, as long as its frame.
+
+
+async def test_every_size_about_the_limit_crosses(ann: MeshClient) -> None:
+    """As one message or beside it, with what headers and signature take."""
+    for size in range(1_041_500, 1_045_000, 500):
+        assert len((await ann.ask("b", "x" * size, timeout_s=5)).text) == size + len("b on ann: ")
+
+
+async def test_a_file_goes_there_and_back(
+    ann: MeshClient, core: Connection, tmp_path: Path
+) -> None:
+    """Beside a small question and beside a large one; an empty one, and one of one chunk."""
+    path = tmp_path / "Büro plan, 1.pdf"
+    path.write_bytes(SOME)
+    for text, file, content in (
+        ("x", path, SOME),
+        (LARGE, path, SOME),
+        ("x", b"", b""),
+        ("x", b"small", b"small"),
+        ("x", SOME[: 128 * 1024], SOME[: 128 * 1024]),
+        ("x", SOME[: 128 * 1024 + 1], SOME[: 128 * 1024 + 1]),
+    ):
+        reply = await ann.ask("b", text, file=file, timeout_s=20)
+        assert reply.text == f"b on ann: {text}"
+        assert reply.file is not None
+        assert reply.file.name == ("Büro plan, 1.pdf" if file is path else "")
+        assert await reply.file.read() == content
+        assert reply.file.sha256 == sha256(content).hexdigest()
+    await until(has(core, "b", 0))
+
+
+async def test_a_question_is_removed_when_it_is_answered(
+    ann: MeshClient, core: Connection, connection: Connection
+) -> None:
+    """An answer stays as long as its frame, for its caller, who can come back for it."""
+    call = await ann.start("b", encode_question("b", LARGE, stream=False), timeout_s=20)
+    assert (await call.reply()).text.endswith(LARGE)
+    await until(has(core, "b", 0))
+    [name] = await kept(core, "ann")
+    record = (await read_record(connection, call.id)).call
+    async with follow_call(connection, record) as again:
+        assert (await again.reply()).text.endswith(LARGE)
+    frame = await core.client.jsm().get_last_msg(streams.REPLY, call.reply_subject)
+    assert (frame.headers or {})[h.BODY].startswith(f"{name} ")
+    chunk = await core.client.jsm().get_last_msg(streams.BODIES, f"{name}.0")
+    assert int((chunk.headers or {})[h.TTL]) >= int((frame.headers or {})[h.TTL])
+
+
+async def test_the_hub_reads_every_answer_and_other_members_none(
+    mesh: Mesh, ann: MeshClient, core: Connection
+) -> None:
+    """Whoever looks a call up: its operator sees it whole, and a stranger finds nothing."""
+    call = await ann.start("b", encode_question("b", LARGE, stream=False), timeout_s=20)
+    await call.result()
+    seen = await read_answered(core, call.id)
+    assert LARGE.encode() in seen.outcome.body  # type: ignore[union-attr]
+    async with open_connection(mesh.accounts.login("host2"), name="host2") as other:
+        with pytest.raises(CallNotFoundError):
+            await read_answered(other, call.id)
+
+
+async def test_what_is_not_answered_is_removed(ann: MeshClient, core: Connection) -> None:
+    """Of a call that is cancelled, and of an upload that fails or is stopped half-way."""
+    body = encode_question("b", LARGE, stream=False)
+    with pytest.raises(CallTimeoutError):
+        await (await ann.start("b", body, node="node1", timeout_s=0.001)).result()
+    await until(has(core, "b", 0))
+
+    async def broken() -> AsyncIterator[bytes]:
+        yield SOME
+        raise ValueError("no more of it")
+
+    with pytest.raises(ValueError, match="no more"):
+        await ann.ask("b", "x", file=broken(), timeout_s=20)
+    await until(has(core, "b", 0))
+
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield SOME[:200_000]
+            await asyncio.sleep(0.01)
+
+    asking = asyncio.create_task(ann.ask("b", "x", file=endless(), timeout_s=20))
+    await until(has(core, "b", 1))
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    await until(has(core, "b", 0))
+    assert await kept(core) == []
+
+
+async def test_the_mesh_has_a_limit(
+    ann: MeshClient, core: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MESH_BODY_MAX of who writes, and of who reads."""
+    claim = await put_body(core, "limited", SOME, reader="ann")
+    assert await read(ann._connection, claim) == SOME
+    monkeypatch.setattr(ann._connection, "body_max_bytes", 1_000_000)
+    with pytest.raises(PayloadTooLargeError, match="MESH_BODY_MAX"):
+        await ann.ask("b", LARGE, timeout_s=5)
+    with pytest.raises(PayloadTooLargeError):
+        await read(ann._connection, claim)
+
+
+async def test_an_idempotent_call_with_a_large_question(mesh: Mesh, ann: MeshClient) -> None:
+    """A retry is the same call, and another question under its id is refused."""
+    body, call_id = encode_question("b", LARGE, stream=False), os.urandom(16).hex()
+    first = await ann.submit("b", body, call_id=call_id)
+    again = await ann.submit("b", body, call_id=call_id)
+    assert (again.id, again.sequence) == (first.id, first.sequence)
+    await until(lambda: mesh.runs.count(call_id) == 1)
+    with pytest.raises(KeyReusedError):
+        await ann.submit("b", body + b" ", call_id=call_id)
+    answered = await read_answered(ann._connection, call_id)
+    assert LARGE.encode() in answered.outcome.body  # type: ignore[union-attr]
+
+
+async def test_chunks_are_read_whatever_their_size(core: Connection, ann: MeshClient) -> None:
+    """Cut by a broker, or a client, that takes smaller messages."""
+    limit = core.client._max_payload
+    core.client._max_payload = 20_000
+    try:
+        claim = await put_file(core, "cut", SOME, reader="ann")
+    finally:
+        core.client._max_payload = limit
+    assert await read(ann._connection, claim) == SOME
+
+
+async def test_the_control_plane_is_not_on_the_path(tmp_path: Path) -> None:
+    """It goes away in the middle of an upload, and is not there for the rest of the call."""
+
+    async def slowly() -> AsyncIterator[bytes]:
+        for start in range(0, len(SOME), 100_000):
+            yield SOME[start : start + 100_000]
+            if start == 2_000_000:
+                await control.aclose()
+
+    agent = Agent("c")
+
+    @agent.chat
+    async def give_back(request: ChatRequest, call: CallContext) -> ChatReply:
+        return ChatReply(content=request.last_text, file=call.file)
+
+    async with (
+        accounts_server(tmp_path) as accounts,
+        AsyncExitStack() as control,
+        open_connection(accounts.login("control"), name="core") as core,
+    ):
+        await control.enter_async_context(control_plane(accounts.settings("control", "hub")))
+        async with (
+            hosting(accounts.settings("host2", "node2"), agent),
+            open_connection(accounts.login("ann"), name="ann") as connection,
+            follow_directory(connection) as directory,
+            open_client(connection, directory, Caller("ann", "x", new_instance_id())) as ann,
+        ):
+            reply = await ann.ask("c", LARGE, file=slowly(), timeout_s=20)
+            assert reply.text == LARGE
+            assert reply.file is not None
+            assert await reply.file.read() == SOME
+            # Nobody removes them but the clock of the broker.
+            assert len(await kept(core, "c")) == 2
+
+
+async def test_a_mesh_that_is_older(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who comes with a large body is told what to do; then the same credentials are good for it."""
+    before = [one for one in EXPORTS if "body" not in one.subject]
+    monkeypatch.setattr(server_tokens, "EXPORTS", before)
+    rights = [one for one in MEMBER_PUBLISH if "body" not in one]
+    monkeypatch.setattr(server_tokens, "MEMBER_PUBLISH", rights)
+    monkeypatch.setattr(provision, "stream_configs", lambda of, **_: streams.stream_configs(of))
+    monkeypatch.setattr(provision, "_guard", AsyncMock(side_effect=lambda *found: found[-1]))
+    async with accounts_server(tmp_path) as accounts:
+        async with open_connection(accounts.login("control"), name="core") as core:
+            await provision.ensure_streams(core, accounts.broker)
+        async with open_connection(accounts.login("ann"), name="ann") as connection:
+            with pytest.raises(NotPermittedError, match="this version's `mesh up` there"):
+                await put_body(connection, "call", SOME, reader="b")
+    monkeypatch.undo()
+    found = Mesh(accounts)
+    async with embedded_broker(accounts.broker) as broker:
+        accounts = found.accounts = replace(accounts, url=broker.url)
+        async with open_connection(accounts.login("ann"), name="ann") as connection:
+            with pytest.raises(StreamMissingError, match="mesh up"):
+                await put_body(connection, "call", SOME, reader="b")
+        async with (
+            control_plane(accounts.settings("control", "hub")),
+            host(accounts, "host1", "node1", found.a, found.b),
+            open_connection(accounts.login("ann"), name="ann") as connection,
+            follow_directory(connection) as directory,
+            open_client(connection, directory, Caller("ann", "x", new_instance_id())) as ann,
+            open_connection(accounts.login("control"), name="core") as core,
+        ):
+            assert (await ann.ask("b", LARGE, timeout_s=20)).text == f"b on ann: {LARGE}"
+            config = (await core.client.jsm().stream_info(streams.BODIES)).config
+            assert not config.allow_rollup_hdrs
+            assert await provision.check_streams(core, accounts.broker) == []
+            # An operator who allows them again, with a tool that asks for it say, is not heard.
+            await core.client.jsm().update_stream(config.evolve(allow_rollup_hdrs=True))
+            assert len(await provision.check_streams(core, accounts.broker)) == 1
+            assert await provision.ensure_streams(core, accounts.broker) == []
+
+
+async def test_a_dead_letter_is_sent_again(mesh: Mesh, ann: MeshClient, core: Connection) -> None:
+    """Its body and its file are the agent's alone, and the operator's, who sends them again."""
+    body = encode_question("b", LARGE, stream=False)
+    call = await ann.start("b", body, file=SOME, timeout_s=30)
+    await call.result()
+    question = await put_body(core, "call", body, reader="b")
+    file = await put_file(core, "call", SOME, reader="b")
+    # No answer may go there: its agent buries it.
+    headers = {
+        h.REPLY_TO: "$KV.registry.agent.b",
+        h.SOURCE_AGENT: "ann",
+        h.CONTENT_TYPE: h.JSON,
+        h.BODY: str(question),
+        h.FILE: str(file),
+    }
+    await core.publisher.publish(subjects.inbox("b"), b"", headers)
+    letters: list[DeadLetter] = []
+
+    async def is_buried() -> bool:
+        letters[:] = [one async for one in read_letters(core, "b") if one.body_claim]
+        return bool(letters)
+
+    await until(is_buried)
+    async with (
+        open_connection(mesh.accounts.login("cli"), name="cli") as connection,
+        follow_directory(connection) as directory,
+        open_client(connection, directory, Caller("cli", "hub", new_instance_id())) as client,
+    ):
+        again = await _send(client, connection, letters[0], await _body(connection, letters[0]), "")
+        async with follow_call(connection, again) as answer:
+            reply = await answer.reply()
+        assert reply.text.endswith(LARGE)
+        assert reply.file is not None
+        assert await reply.file.read() == SOME
+    assert {question.name, file.name} <= set(await kept(core, "b"))
