@@ -36,11 +36,13 @@ from mesh.ledger import read_answered, read_record
 from mesh.objects import read
 from mesh.questions import encode_question
 from mesh.trust import server_tokens
-from mesh.trust.grants import EXPORTS, MEMBER_PUBLISH
+from mesh.trust.grants import EXPORTS, MEMBER_PUBLISH, Grant
+from schemas.registry import UserRole
 from tests.accounts.mesh import Mesh, host, hosting
 from tests.accounts.parcels import forget, kept
 from tests.accounts.server import accounts_server
 from tests.conftest import control_plane, until
+from tests.flat import MEGABYTE, round_trip
 
 LARGE = "x" * 3_000_000
 SOME = os.urandom(5_000_000)
@@ -235,6 +237,20 @@ async def test_an_idempotent_call_with_a_large_question(mesh: Mesh, ann: MeshCli
         await ann.submit("b", body + b" ", call_id=call_id)
     answered = await read_answered(ann._connection, call_id)
     assert LARGE.encode() in answered.outcome.body  # type: ignore[union-attr]
+
+
+async def test_a_hundred_megabytes_in_flat_memory(mesh: Mesh, tmp_path: Path) -> None:
+    """Caller and agent take no more memory for 100 MB, there and back, than for a small file."""
+    keyring = mesh.accounts.keyring
+    user = keyring.issue("flat", UserRole.AGENT, Grant("node1", ("flat",)))
+    grown = await round_trip(
+        mesh.accounts.url,
+        "flat",
+        tmp_path,
+        agent_creds=str(keyring.credentials_path(user.name)),
+        caller_creds=str(keyring.credentials_path("ann")),
+    )
+    assert max(grown["caller"], grown["agent"]) < 8 * MEGABYTE, grown
 
 
 async def test_chunks_are_read_whatever_their_size(core: Connection, ann: MeshClient) -> None:
