@@ -5,18 +5,14 @@ go wrong. Who else tries to get at them, see `tests/attacks/test_parcels.py`.
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
-from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from unittest.mock import AsyncMock
 
 import pytest
 
-from mesh import Agent, CallContext, ChatReply, ChatRequest, provision, streams, subjects
 from mesh import headers as h
+from mesh import streams, subjects
 from mesh.attachments import put_body, put_file
-from mesh.broker import embedded_broker
 from mesh.callers import Caller, new_instance_id
 from mesh.cli.dead import _body, _send
 from mesh.client import MeshClient, open_client
@@ -24,21 +20,20 @@ from mesh.connection import Connection, open_connection
 from mesh.dead_letters import DeadLetter, read_letters
 from mesh.directory import Directory, follow_directory, load_directory
 from mesh.errors import (
+    AckLostError,
     CallNotFoundError,
     CallTimeoutError,
     KeyReusedError,
-    NotPermittedError,
     PayloadTooLargeError,
-    StreamMissingError,
 )
 from mesh.followers import follow_call
 from mesh.ledger import read_answered, read_record
 from mesh.objects import read
+from mesh.publisher import PubAck
 from mesh.questions import encode_question
-from mesh.trust import server_tokens
-from mesh.trust.grants import EXPORTS, MEMBER_PUBLISH, Grant
+from mesh.trust.grants import Grant
 from schemas.registry import UserRole
-from tests.accounts.mesh import Mesh, host, hosting
+from tests.accounts.mesh import Mesh, host
 from tests.accounts.parcels import forget, kept
 from tests.accounts.server import accounts_server
 from tests.conftest import control_plane, until
@@ -264,78 +259,33 @@ async def test_chunks_are_read_whatever_their_size(core: Connection, ann: MeshCl
     assert await read(ann._connection, claim) == SOME
 
 
-async def test_the_control_plane_is_not_on_the_path(tmp_path: Path) -> None:
-    """It goes away in the middle of an upload, and is not there for the rest of the call."""
+async def test_chunks_that_are_sent_again(
+    ann: MeshClient, core: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Acknowledgements are lost, of what was stored and of what was not: all comes, and once."""
+    publisher, number = ann._connection.publisher, 0
+    submit = publisher.submit
 
-    async def slowly() -> AsyncIterator[bytes]:
-        for start in range(0, len(SOME), 100_000):
-            yield SOME[start : start + 100_000]
-            if start == 2_000_000:
-                await control.aclose()
+    async def submit_badly(
+        subject: str, body: bytes, headers: dict[str, str]
+    ) -> "asyncio.Future[PubAck]":
+        nonlocal number
+        number += 1
+        if number % 5 != 2:
+            return await submit(subject, body, headers)
+        if number % 2:
+            await (await submit(subject, body, headers))
+        lost: asyncio.Future[PubAck] = asyncio.get_running_loop().create_future()
+        lost.set_exception(AckLostError("lost by the test"))
+        return lost
 
-    agent = Agent("c")
-
-    @agent.chat
-    async def give_back(request: ChatRequest, call: CallContext) -> ChatReply:
-        return ChatReply(content=request.last_text, file=call.file)
-
-    async with (
-        accounts_server(tmp_path) as accounts,
-        AsyncExitStack() as control,
-        open_connection(accounts.login("control"), name="core") as core,
-    ):
-        await control.enter_async_context(control_plane(accounts.settings("control", "hub")))
-        async with (
-            hosting(accounts.settings("host2", "node2"), agent),
-            open_connection(accounts.login("ann"), name="ann") as connection,
-            follow_directory(connection) as directory,
-            open_client(connection, directory, Caller("ann", "x", new_instance_id())) as ann,
-        ):
-            reply = await ann.ask("c", LARGE, file=slowly(), timeout_s=20)
-            assert reply.text == LARGE
-            assert reply.file is not None
-            assert await reply.file.read() == SOME
-            # Nobody removes them but the clock of the broker.
-            assert len(await kept(core, "c")) == 2
-
-
-async def test_a_mesh_that_is_older(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who comes with a large body is told what to do; then the same credentials are good for it."""
-    before = [one for one in EXPORTS if "body" not in one.subject]
-    monkeypatch.setattr(server_tokens, "EXPORTS", before)
-    rights = [one for one in MEMBER_PUBLISH if "body" not in one]
-    monkeypatch.setattr(server_tokens, "MEMBER_PUBLISH", rights)
-    monkeypatch.setattr(provision, "stream_configs", lambda of, **_: streams.stream_configs(of))
-    monkeypatch.setattr(provision, "_guard", AsyncMock(side_effect=lambda *found: found[-1]))
-    async with accounts_server(tmp_path) as accounts:
-        async with open_connection(accounts.login("control"), name="core") as core:
-            await provision.ensure_streams(core, accounts.broker)
-        async with open_connection(accounts.login("ann"), name="ann") as connection:
-            with pytest.raises(NotPermittedError, match="this version's `mesh up` there"):
-                await put_body(connection, "call", SOME, reader="b")
+    monkeypatch.setattr(publisher, "submit", submit_badly)
+    claim = await put_body(ann._connection, "call", SOME, reader="ann")
     monkeypatch.undo()
-    found = Mesh(accounts)
-    async with embedded_broker(accounts.broker) as broker:
-        accounts = found.accounts = replace(accounts, url=broker.url)
-        async with open_connection(accounts.login("ann"), name="ann") as connection:
-            with pytest.raises(StreamMissingError, match="mesh up"):
-                await put_body(connection, "call", SOME, reader="b")
-        async with (
-            control_plane(accounts.settings("control", "hub")),
-            host(accounts, "host1", "node1", found.a, found.b),
-            open_connection(accounts.login("ann"), name="ann") as connection,
-            follow_directory(connection) as directory,
-            open_client(connection, directory, Caller("ann", "x", new_instance_id())) as ann,
-            open_connection(accounts.login("control"), name="core") as core,
-        ):
-            assert (await ann.ask("b", LARGE, timeout_s=20)).text == f"b on ann: {LARGE}"
-            config = (await core.client.jsm().stream_info(streams.BODIES)).config
-            assert not config.allow_rollup_hdrs
-            assert await provision.check_streams(core, accounts.broker) == []
-            # An operator who allows them again, with a tool that asks for it say, is not heard.
-            await core.client.jsm().update_stream(config.evolve(allow_rollup_hdrs=True))
-            assert len(await provision.check_streams(core, accounts.broker)) == 1
-            assert await provision.ensure_streams(core, accounts.broker) == []
+    assert number > 38
+    assert await read(ann._connection, claim) == SOME
+    info = await core.client.jsm().stream_info(streams.BODIES, subjects_filter=f"{claim.name}.*")
+    assert set((info.state.subjects or {}).values()) == {1}
 
 
 async def test_a_dead_letter_is_sent_again(mesh: Mesh, ann: MeshClient, core: Connection) -> None:
