@@ -20,7 +20,7 @@ from mesh.clock import BrokerClock
 from mesh.connection import Connection
 from mesh.errors import MeshError, TransportError
 from mesh.history import read_first_since, read_next, stored_ns
-from mesh.parcels import discard
+from mesh.parcels import purge
 from mesh.streams import BODIES, DAY_S, UPLOAD_S
 from schemas.object import DiscardReceipt
 
@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 router = NatsRouter()
 SWEEP_S: Final = 3_600.0
+CLOCK_S: Final = 60.0
+"""By then heartbeats have told the broker's time: before, nothing looks old."""
 KEPT_S: Final = DAY_S + 2 * UPLOAD_S
 """Longer than the stream keeps anything by itself."""
 PURGE_TIMEOUT_S: Final = 30.0
@@ -42,7 +44,7 @@ async def on_discard(
 ) -> DiscardReceipt:
     """Whoever knows a parcel is done with it."""
     try:
-        await discard(connection, subjects.parcel(reader, nuid))
+        await purge(connection, subjects.parcel_chunks(subjects.parcel(reader, nuid)))
     except MeshError as error:
         logger.info("a parcel for %s is not removed: %s", reader[:32], error)
         return DiscardReceipt(ok=False, message=error.message)
@@ -60,7 +62,8 @@ class Sweeper:
         self._kept_s = kept_s
 
     async def sweep_forever(self) -> None:
-        """Sweep at once and every hour, until cancelled."""
+        """Sweep after a minute and then every hour, until cancelled."""
+        await asyncio.sleep(CLOCK_S)
         while True:
             try:
                 await self.sweep()

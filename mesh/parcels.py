@@ -97,7 +97,7 @@ async def discard(connection: Connection, name: str) -> None:
         TransportError: it may still be there.
     """
     if not is_guarded(connection.client):
-        await purge(connection, f"{subjects.require_parcel(name)}.*")
+        await purge(connection, subjects.parcel_chunks(name))
         return
     subject = subjects.discard(name)
     failure = f"the control plane does not remove {name}"

@@ -277,6 +277,11 @@ def parcel_chunk(name: str, place: int) -> str:
     return f"{require_parcel(name)}.{place}"
 
 
+def parcel_chunks(name: str) -> str:
+    """All chunks of a parcel. Raises what `require_parcel` raises."""
+    return f"{require_parcel(name)}.*"
+
+
 def discard(name: str) -> str:
     """Asks the control plane to remove a parcel. Raises what `require_parcel` raises."""
     _, reader, nuid = require_parcel(name).split(".")

@@ -28,6 +28,7 @@ from mesh.errors import (
     AckLostError,
     BrokerUnreachableError,
     NotPermittedError,
+    PayloadTooLargeError,
     StorageFullError,
     TransportError,
 )
@@ -64,9 +65,9 @@ async def put(
     process leaves, or one whose control plane is away, is gone after a day.
 
     Raises:
-        PayloadTooLargeError: see `require_storable`; `size_bytes` None is not known before.
+        PayloadTooLargeError: see `require_storable`; `size_bytes` None is not known before. Or the
+            hub of a secure mesh is an older one, where all has to fit into messages.
         StorageFullError: the object store is full.
-        NotPermittedError: the hub of a secure mesh is an older one.
         BrokerUnreachableError: the broker does not acknowledge it.
     """
     require_storable(connection, size_bytes or 0)
@@ -85,9 +86,13 @@ async def put(
             message = f"no room for large bodies: {error.message}"
             fields = {**error.fields, BUCKET: subjects.BODIES_BUCKET}
             raise StorageFullError(message, **fields) from error
-        if isinstance(error, NotPermittedError):
-            message = "the hub takes no bodies beside messages: run this version's `mesh up` there"
-            raise NotPermittedError(message, **error.fields) from error
+        if isinstance(error, NotPermittedError) and upload.was_sent_to(error.fields.get("subject")):
+            raise PayloadTooLargeError(
+                "it fits into no message, and the hub takes nothing beside those: run `mesh up` of "
+                "this version there, or send less",
+                actual_bytes=upload.size_bytes,
+                limit_bytes=connection.publisher.limit_bytes,
+            ) from error
         if limit.expired():
             late = f"the upload of {name} took longer than {UPLOAD_S:g} s"
             raise BrokerUnreachableError(late) from error
@@ -107,7 +112,8 @@ class _Upload(ABC):
         self._expected_bytes = connection.body_max_bytes if size_bytes is None else size_bytes
         self._lifetime_s = lifetime_s
         self._digest = sha256()
-        self._size_bytes = 0
+        self.size_bytes = 0
+        """How many there have been so far."""
         self._chunks = 0
         self._pending: deque[_Sent] = deque()
         self.chunk_bytes = min(CHUNK_BYTES, self._publisher.limit_bytes - CHUNK_ROOM_BYTES)
@@ -130,8 +136,8 @@ class _Upload(ABC):
 
     async def add(self, chunk: bytes) -> None:
         """Send a chunk; wait while too many are on their way."""
-        self._size_bytes += len(chunk)
-        require_storable(self._connection, self._size_bytes)
+        self.size_bytes += len(chunk)
+        require_storable(self._connection, self.size_bytes)
         self._digest.update(chunk)
         if len(self._pending) >= WINDOW:
             await self._confirm()
@@ -148,13 +154,17 @@ class _Upload(ABC):
             future.exception()  # It may never be awaited: not an unretrieved exception.
         self._pending.append(_Sent(subject, chunk, headers, future))
 
+    def was_sent_to(self, subject: object) -> bool:
+        """Tell whether a chunk went to a subject."""
+        return any(subject == self._subject(place) for place in range(self._chunks))
+
     async def finish(self, file_name: str) -> Claim:
         """Wait for every acknowledgement, and return the claim on what was written."""
         while self._pending:
             await self._confirm()
         sha256_hex = self._digest.hexdigest()
         await self._seal(sha256_hex)
-        return Claim(self._name, self._size_bytes, sha256_hex, file_name)
+        return Claim(self._name, self.size_bytes, sha256_hex, file_name)
 
     async def discard(self) -> None:
         """Take back what was sent: after it has arrived, or it would arrive behind that."""
@@ -169,7 +179,7 @@ class _Upload(ABC):
         """An object that expires goes at about the same time as a whole, its first chunks later."""
         if self._lifetime_s is None:
             return {}
-        left_s = max(0, self._expected_bytes - self._size_bytes) / SLOWEST_BYTES_PER_S
+        left_s = max(0, self._expected_bytes - self.size_bytes) / SLOWEST_BYTES_PER_S
         return {h.TTL: h.ttl(self._lifetime_s + left_s + SPARE_S)}
 
     async def _confirm(self) -> None:
@@ -229,7 +239,7 @@ class _Object(_Upload):
             name=self._name,
             bucket=subjects.BODIES_BUCKET,
             nuid=self._nuid,
-            size=self._size_bytes,
+            size=self.size_bytes,
             chunks=self._chunks,
             digest=written_digest(sha256_hex),
             mtime=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -18,7 +18,7 @@ from mesh.client import open_client
 from mesh.connection import open_connection
 from mesh.directory import follow_directory
 from mesh.errors import (
-    NotPermittedError,
+    PayloadTooLargeError,
     StreamMissingError,
 )
 from mesh.objects import read_chunks
@@ -108,19 +108,50 @@ async def test_a_transfer_outlives_the_broker(tmp_path: Path) -> None:
     assert found == SOME
 
 
-async def test_a_mesh_that_is_older(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who comes with a large body is told what to do; then the same credentials are good for it."""
-    before = [one for one in EXPORTS if "body" not in one.subject]
-    monkeypatch.setattr(server_tokens, "EXPORTS", before)
+def give_old_rights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let brokers be as they were before anything but messages crossed the accounts."""
+    exports = [one for one in EXPORTS if "body" not in one.subject]
+    monkeypatch.setattr(server_tokens, "EXPORTS", exports)
     rights = [one for one in MEMBER_PUBLISH if "body" not in one]
     monkeypatch.setattr(server_tokens, "MEMBER_PUBLISH", rights)
+
+
+async def test_an_answer_that_an_older_hub_does_not_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its caller is told so, as with a question; and what fits goes on."""
+    give_old_rights(monkeypatch)
+    async with accounts_server(tmp_path) as accounts:
+        found = Mesh(accounts)
+        async with (
+            control_plane(accounts.settings("control", "hub")),
+            host(accounts, "host1", "node1", found.a, found.b),
+            open_connection(accounts.login("ann"), name="ann") as connection,
+            follow_directory(connection) as directory,
+            open_client(connection, directory, Caller("ann", "x", new_instance_id())) as ann,
+        ):
+            refused_by = set()
+            for size in range(1_042_000, 1_044_500, 100):
+                try:
+                    await ann.ask("b", "x" * size, timeout_s=30)
+                except PayloadTooLargeError as error:
+                    # Only what came back from there has an agent.
+                    refused_by.add((error.fields.get("agent"), "`mesh up`" in error.message))
+            assert refused_by >= {("b", True)}
+            assert refused_by <= {("b", True), (None, True)}
+            assert (await ann.ask("b", "x", timeout_s=5)).text == "b on ann: x"
+
+
+async def test_a_mesh_that_is_older(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who comes with a large body is told what to do; then the same credentials are good for it."""
+    give_old_rights(monkeypatch)
     monkeypatch.setattr(provision, "stream_configs", lambda of, **_: streams.stream_configs(of))
     monkeypatch.setattr(provision, "_guard", AsyncMock(side_effect=lambda *found: found[-1]))
     async with accounts_server(tmp_path) as accounts:
         async with open_connection(accounts.login("control"), name="core") as core:
             await provision.ensure_streams(core, accounts.broker)
         async with open_connection(accounts.login("ann"), name="ann") as connection:
-            with pytest.raises(NotPermittedError, match="this version's `mesh up` there"):
+            with pytest.raises(PayloadTooLargeError, match="run `mesh up` of this version"):
                 await put_body(connection, "call", SOME, reader="b")
     monkeypatch.undo()
     found = Mesh(accounts)
