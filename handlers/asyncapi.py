@@ -48,6 +48,9 @@ PARAMETERS: Final = {
     "key": "A key of the registry.",
     "upload": "A name that an upload has chosen for its chunks.",
     "object": "Name of an object, in base64url.",
+    "reader": "Id of who reads it: an agent, or who called.",
+    "nuid": "What names a parcel: 128 random bits in hexadecimal.",
+    "place": "Which chunk, counted from 0.",
 }
 _REQUEST: Final = {
     h.REPLY_TO: "Where the answer goes; without it, to `agent.<id>.reply`.",
@@ -159,6 +162,14 @@ SAID: Final = (
         "body",
         "$O.bodies.M.{object}",
         "What the parts make up, as the object store of NATS describes it.",
+        (),
+        headers={},
+        action="send",
+    ),
+    Said(
+        "parcelChunk",
+        "body.{reader}.{nuid}.{place}",
+        "A part of what fits into no message of a secure mesh, as bytes, for the one who reads it.",
         (),
         headers={},
         action="send",

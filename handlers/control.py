@@ -24,6 +24,8 @@ from handlers.history import router as history_router
 from handlers.joins import KEYRING
 from handlers.joins import router as joins_router
 from handlers.mailboxes import Mailboxes
+from handlers.parcels import Sweeper
+from handlers.parcels import router as parcels_router
 from handlers.presence import PEOPLE
 from handlers.presence import router as presence_router
 from handlers.registrar import Registrar
@@ -74,7 +76,7 @@ def create_app(
         reconnected_cb=control.reconnected,
         routers=(
             *(registry_router, cancel_router, dead_letters_router),
-            *(history_router, joins_router, presence_router),
+            *(history_router, parcels_router, joins_router, presence_router),
         ),
         logger=logging.getLogger("mesh.faststream"),
         log_level=logging.DEBUG,
@@ -169,6 +171,8 @@ class _Control:
             await stack.enter_async_context(exposing(self._settings))
             if self._settings.metrics_port:
                 self._tasks.start(Mailboxes(connection, directory).watch_forever())
+            if connection.is_secure:
+                self._tasks.start(Sweeper(connection, directory.clock).sweep_forever())
             watchdog = Watchdog(lambda: client.is_connected)
             self._tasks.start(watchdog.tick_forever())
             stack.push_async_callback(connection.release)

@@ -144,7 +144,11 @@ class MeshReplies(BaseMiddleware[NatsPublishCommand, Msg]):
             if cmd.destination == subjects.bare_reply(self._agent):
                 raise  # Who sent a bare message cannot follow a claim.
             claim = await put_body(
-                self._connection, str(cmd.correlation_id), body, lifetime_s=frame_lifetime_s(left_s)
+                self._connection,
+                str(cmd.correlation_id),
+                body,
+                reader=subjects.caller_of(cmd.destination),
+                lifetime_s=frame_lifetime_s(left_s),
             )
             return await publish(cmd.destination, b"", {**headers, h.BODY: str(claim)})
 

@@ -6,9 +6,11 @@ an open mesh everybody is who he says. An agent may name whom it takes calls fro
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 
 from mesh import headers as h
 from mesh import registry
+from mesh.claims import Claim
 from mesh.connection import Connection
 from mesh.delivery import Delivery
 from mesh.directory import Directory
@@ -51,8 +53,11 @@ class Admission:
     ) -> Asker:
         """Return who asks `agent`, which takes calls from `callers` alone, if there are any.
 
+        A body that lies elsewhere need not be here yet: its claim is looked at.
+
         Raises:
             CallRefusedError: it is not proven who asks, or not from him.
+            InvalidInputError: the claim is none.
             BrokerUnreachableError: a key is not known here, and the registry cannot be read.
         """
         if self._connection.credentials is None:
@@ -74,7 +79,7 @@ class Admission:
         is_proven = (
             identity is not None
             and headers.source_agent in identity.speaks_for
-            and is_signed(delivery.subject, raw, delivery.body)
+            and is_signed(delivery.subject, raw, _body_sha256(delivery))
         )
         if identity is None or not is_proven:
             raise CallRefusedError(
@@ -94,3 +99,10 @@ class Admission:
         for entry in await registry.read_registry(self._connection, registry.identity_key(key)):
             self._directory.apply(entry)
         return self._directory.identity(key)
+
+
+def _body_sha256(delivery: Delivery) -> str:
+    claimed = (delivery.headers or {}).get(h.BODY)
+    if claimed is not None and not delivery.body:
+        return Claim.read(claimed).sha256
+    return sha256(delivery.body).hexdigest()

@@ -1,7 +1,7 @@
 """Files that come with a question or an answer, and bodies that fit into no message.
 
-What a caller, an agent's handler and the runtime do with the object store. An object is named by
-its call, so that whoever does not know the call cannot name it.
+What a caller, an agent's handler and the runtime do with the object store. Whoever does not know a
+message cannot name what lies beside it; in a secure mesh, only one who is named can read it.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ from mesh.claims import Claim, plain_name
 from mesh.connection import Connection
 from mesh.errors import InvalidInputError
 from mesh.frames import Frame
+from mesh.parcels import new_name
 from mesh.uploads import put
 
 WRITE_BYTES: Final = 512 * 1024
@@ -55,6 +56,7 @@ class Attachment:
         Raises:
             BodyLostError: it is gone, or damaged.
             PayloadTooLargeError: it is over MESH_BODY_MAX.
+            NotPermittedError: in a secure mesh, it is for somebody else.
             BrokerUnreachableError: no answer in time.
         """
         async with aclosing(objects.read_chunks(self._connection, self._claim)) as pieces:
@@ -93,12 +95,20 @@ FileSource = str | os.PathLike[str] | bytes | AsyncIterable[bytes] | Attachment
 
 
 async def put_body(
-    connection: Connection, call_id: str, body: bytes, *, lifetime_s: float | None = None
+    connection: Connection,
+    call_id: str,
+    body: bytes,
+    *,
+    reader: str,
+    lifetime_s: float | None = None,
 ) -> Claim:
-    """Put a body beside its message. Raises what `mesh.uploads.put` raises."""
+    """Put a body beside its message, for the agent or caller that will read it.
+
+    Raises what `mesh.uploads.put` raises.
+    """
     return await put(
         connection,
-        _name(call_id),
+        _name(connection, call_id, reader),
         _slices(body),
         size_bytes=len(body),
         lifetime_s=lifetime_s,
@@ -111,9 +121,10 @@ async def put_file(
     source: FileSource,
     name: str = "",
     *,
+    reader: str,
     lifetime_s: float | None = None,
 ) -> Claim:
-    """Put a file beside a message; `name` is what it is called there.
+    """Put a file beside a message, for its reader; `name` is what it is called there.
 
     Raises what `mesh.uploads.put` raises, and:
         InvalidInputError: there is no such file, or it cannot be read.
@@ -121,7 +132,7 @@ async def put_file(
     async with _reading(source) as (pieces, size_bytes, own_name):
         return await put(
             connection,
-            _name(call_id),
+            _name(connection, call_id, reader),
             pieces,
             size_bytes=size_bytes,
             lifetime_s=lifetime_s,
@@ -164,8 +175,10 @@ async def whole_frame(connection: Connection, frame: Frame) -> Frame:
     return replace(frame, body=body, body_claim="")
 
 
-def _name(call_id: str) -> str:
+def _name(connection: Connection, call_id: str, reader: str) -> str:
     # Each upload is an object of its own: none is written over that somebody has a claim on.
+    if connection.is_secure:
+        return new_name(reader)
     return f"{call_id}.{uuid4().hex[:12]}"
 
 

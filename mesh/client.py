@@ -85,8 +85,7 @@ class MeshClient:
             MailboxFullError: too many requests wait for it already.
             CallTimeoutError: no answer within `timeout_s`.
             AgentFailedError: its handler raised.
-            PayloadTooLargeError: question or file are over MESH_BODY_MAX; in a secure mesh, over
-                what fits into a message.
+            PayloadTooLargeError: question or file are over MESH_BODY_MAX.
             StorageFullError: the broker has no room for them.
             BodyLostError: the answer fits into no message, and what lies beside it is gone.
             MeshError: whatever else the agent said; the same class as was raised there.

@@ -19,7 +19,7 @@ from mesh.background import BackgroundTasks
 from mesh.dispatch import dispatch
 from mesh.elections import Elections, Hook
 from mesh.errors import BrokerUnreachableError, CredentialsError, MeshError
-from mesh.nats_client import MeshNatsClient, discard_pending
+from mesh.nats_client import MeshNatsClient, discard_pending, is_guarded
 from mesh.publisher import Publisher
 from mesh.settings import DEFAULT_BODY_MAX_BYTES
 from mesh.subjects import PULL
@@ -73,6 +73,11 @@ class Connection:
     def caller(self, name: str) -> str:
         """Return as whom to call who would be called `name` in an open mesh."""
         return self.credentials.caller(name) if self.credentials else name
+
+    @property
+    def is_secure(self) -> bool:
+        """Whether the broker asks who comes: there are members who may not do everything."""
+        return self.credentials is not None or is_guarded(self.client)
 
     def on_reconnect(self, hook: Hook) -> None:
         """Run `hook` after every reconnect."""

@@ -71,7 +71,7 @@ class CallContext:
         Raises:
             InvalidInputError: it cannot be read; there is one already; or who asked can be given
                 none, as it did not name a reply subject of the mesh.
-            PayloadTooLargeError: it is over MESH_BODY_MAX, or the mesh is a secure one.
+            PayloadTooLargeError: it is over MESH_BODY_MAX.
             StorageFullError: the broker has no room for it.
             BrokerUnreachableError: the broker does not acknowledge it.
         """

@@ -247,7 +247,7 @@ class Execution:
             if left_s is not None and left_s <= 0:
                 raise _too_late(self._agent.id, headers)
             if h.BODY in (delivery.headers or {}):
-                await self._fetch_body(delivery, left_s, run)
+                await self._fetch_body(delivery, headers, left_s, run)
             question = read_question(delivery, headers)
             source = question.source_agent or headers.source_agent
             agent, admission = self._agent, self._place.admission
@@ -307,8 +307,13 @@ class Execution:
             run.span.replied()
         return None
 
-    async def _fetch_body(self, delivery: Delivery, left_s: float | None, run: Run) -> None:
-        """Get the body of a request that fits into no message."""
+    async def _fetch_body(
+        self, delivery: Delivery, headers: h.RequestHeaders, left_s: float | None, run: Run
+    ) -> None:
+        """Get the body of a request that fits into no message: in a secure mesh, no stranger's."""
+        if self._place.connection.is_secure:
+            agent, source = self._agent, headers.source_agent
+            await self._place.admission.require(agent.id, agent.callers, delivery, headers, source)
         with run:
             if left_s is not None:
                 run.stop_at(asyncio.get_running_loop().time() + left_s)

@@ -27,7 +27,7 @@ from mesh.errors import (
 )
 from mesh.nats_client import is_clustered, is_guarded
 from mesh.silence import explain
-from mesh.streams import REGISTRY, REPLY
+from mesh.streams import BODIES, REGISTRY, REPLY
 
 Answer = TypeVar("Answer")
 
@@ -79,12 +79,10 @@ async def read_since(
     """
     from_sequence = 1
     if not is_guarded(connection.client):  # Its requests are by place only.
-        at = datetime.fromtimestamp(since_ns / 1e9, UTC).isoformat()
-        which = {"batch": 1, "start_time": at, "next_by_subj": subject}
-        first, _ = await _ask_batch(connection, stream, subject, which)
-        if not first:
+        first = await read_first_since(connection, stream, subject, since_ns)
+        if first is None:
             return []
-        from_sequence = first[0].sequence
+        from_sequence = first.sequence
     found: list[StoredMessage] = []
     while len(found) < limit:
         batch, pending = await _read_batch(connection, stream, subject, from_sequence)
@@ -93,6 +91,19 @@ async def read_since(
             break
         from_sequence = batch[-1].sequence + 1
     return found
+
+
+async def read_first_since(
+    connection: Connection, stream: str, subject: str, since_ns: int
+) -> StoredMessage | None:
+    """Read the first that was stored under `subject` at a time or later; None if nothing was.
+
+    Raises what `read_history` raises.
+    """
+    at = datetime.fromtimestamp(since_ns / 1e9, UTC).isoformat()
+    which = {"batch": 1, "start_time": at, "next_by_subj": subject}
+    found, _ = await _ask_batch(connection, stream, subject, which)
+    return found[0] if found else None
 
 
 async def read_some(
@@ -141,7 +152,7 @@ async def read_last(connection: Connection, stream: str, subject: str) -> Stored
         BrokerUnreachableError: no answer in time.
         TransportError: the server refuses the read.
     """
-    _require_readable(connection, stream)
+    _require_readable(connection, stream, by_subject=True)
     request = f"{DIRECT_GET}.{stream}.{subject}"
 
     async def ask() -> Msg:
@@ -322,9 +333,10 @@ async def _answered(
         await asyncio.sleep(LEADER_PAUSE_S)
 
 
-def _require_readable(connection: Connection, stream: str) -> None:
+def _require_readable(connection: Connection, stream: str, *, by_subject: bool = False) -> None:
     """A broker says nothing to what it does not allow: better not to wait for that."""
-    if is_guarded(connection.client) and stream not in (REPLY, REGISTRY):
+    readable = (REPLY, REGISTRY, BODIES) if by_subject else (REPLY, REGISTRY)
+    if is_guarded(connection.client) and stream not in readable:
         raise _not_ours(stream)
 
 

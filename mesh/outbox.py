@@ -146,21 +146,25 @@ class Outbox:
         """Put beside a request what does not fit into its message; one that fits costs nothing.
 
         Raises:
-            PayloadTooLargeError: it is over the mesh's limit, or over the broker's in a secure one.
+            PayloadTooLargeError: it is over the mesh's limit.
             InvalidInputError: the file cannot be read.
             StorageFullError: the object store is full; it has the field `bucket`.
             BrokerUnreachableError: the broker does not acknowledge it.
         """
-        call_id = request.headers[h.CORRELATION_ID]
-        if file is not None:
-            request.headers[h.FILE] = str(await put_file(self._connection, call_id, file))
-        if len(request.body) < self._publisher.limit_bytes // 2:
+        if file is None and len(request.body) < self._publisher.limit_bytes // 2:
             return
+        call_id = request.headers[h.CORRELATION_ID]
+        reader = subjects.parse_inbox(request.subject).agent
+        if file is not None:
+            claim = await put_file(self._connection, call_id, file, reader=reader)
+            request.headers[h.FILE] = str(claim)
+            if (signer := self._connection.credentials) is not None:
+                sign(signer, request.subject, request.headers, request.body)
         try:
             self._publisher.require_size(request.body, request.headers)
         except PayloadTooLargeError:
             try:
-                claim = await put_body(self._connection, call_id, request.body)
+                claim = await put_body(self._connection, call_id, request.body, reader=reader)
             except BaseException:
                 self.drop(request)
                 raise

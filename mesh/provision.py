@@ -1,7 +1,8 @@
 """Puts the declared streams and durables on a broker.
 
 An existing one is compared, never silently rewritten: an operator's change is reported as a
-difference. What is declared stands in `mesh.streams`.
+difference. Only what members of a secure mesh could erase is guarded first. What is declared
+stands in `mesh.streams`.
 """
 
 import asyncio
@@ -21,7 +22,7 @@ from mesh.connection import Connection
 from mesh.errors import BrokerUnreachableError, StreamConfigError
 from mesh.nats_client import is_clustered
 from mesh.settings import Settings
-from mesh.streams import control_consumers, stream_configs
+from mesh.streams import BODIES, control_consumers, stream_configs
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ SHARES: Final = (1, 1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64)
 LEAST_MB: Final = 600
 """Free on its disk, of which the broker takes three quarters: enough for the smallest share."""
 PROBE: Final = "MESH_ROOM"
+ROLLUPS: Final = "allow_rollup_hdrs"
 UNAVAILABLE: Final = 503
 """What JetStream answers, on a cluster, as long as nobody leads."""
 
@@ -82,7 +84,7 @@ async def _when_led(connection: Connection, settings: Settings) -> list[Differen
     deadline = asyncio.get_running_loop().time() + LEADER_PATIENCE_S
     while True:
         try:
-            return await _declare(connection.client.jsm(timeout=20.0), settings)
+            return await _declare(connection, settings)
         except (APIError, nats.errors.TimeoutError) as error:
             # A stream without a leader does not answer; nor, without one, does the cluster.
             is_waiting = is_clustered(connection.client) and (
@@ -95,14 +97,17 @@ async def _when_led(connection: Connection, settings: Settings) -> list[Differen
         await asyncio.sleep(LEADER_PAUSE_S)
 
 
-async def _declare(manager: JetStreamManager, settings: Settings) -> list[Difference]:
+async def _declare(connection: Connection, settings: Settings) -> list[Difference]:
+    manager = connection.client.jsm(timeout=20.0)
     differences, missing = list[Difference](), list[StreamConfig]()
-    for config in stream_configs(settings):
+    for config in stream_configs(settings, is_secure=connection.is_secure):
         found = await _find(manager, config)
         if found is None:
             missing.append(config)
-        else:
-            differences += _compare(config, found)
+            continue
+        if connection.is_secure and config.name == BODIES:
+            found = await _guard(manager, config, found)
+        differences += _compare(config, found)
     for config in await _fit(manager, missing) if missing else ():
         try:
             await manager.add_stream(config)
@@ -120,6 +125,21 @@ async def _find(manager: JetStreamManager, config: StreamConfig) -> StreamConfig
         return (await manager.stream_info(str(config.name))).config
     except NotFoundError:
         return None
+
+
+async def _guard(
+    manager: JetStreamManager, declared: StreamConfig, found: StreamConfig
+) -> StreamConfig:
+    """Let a stream that an older version has made take what members send.
+
+    In one step with the end of rollups: before it nothing captures their subjects, and after it
+    none of them can erase what others have sent.
+    """
+    guarded = evolve(found, subjects=declared.subjects, allow_rollup_hdrs=False)
+    if guarded == found:
+        return found
+    logger.warning("%s takes what members send from now on, and no rollups", found.name)
+    return (await manager.update_stream(guarded)).config
 
 
 async def _fit(manager: JetStreamManager, configs: list[StreamConfig]) -> list[StreamConfig]:
@@ -158,7 +178,7 @@ async def check_streams(connection: Connection, settings: Settings) -> list[Diff
     """Return how the broker's streams differ from the declared ones, a missing one included."""
     manager = connection.client.jsm(timeout=20.0)
     differences = []
-    for config in stream_configs(settings):
+    for config in stream_configs(settings, is_secure=connection.is_secure):
         found = await _find(manager, config)
         if found is None:
             differences.append(Difference(str(config.name), "stream", "present", "missing"))
@@ -189,8 +209,9 @@ def _compare(declared: StreamConfig, found: StreamConfig) -> list[Difference]:
     for field in fields(StreamConfig):
         wanted = getattr(declared, field.name)
         actual = getattr(found, field.name)
-        # What is not declared is the server's to choose.
-        if wanted == field.default or field.name == "sources" or wanted == actual:
+        # What is not declared is the server's to choose, but for what lets a sender erase.
+        is_free = wanted == field.default and field.name != ROLLUPS
+        if is_free or field.name == "sources" or wanted == actual:
             continue
         if field.name == "max_bytes" and actual in [int(wanted * share) for share in SHARES]:
             continue

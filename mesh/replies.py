@@ -14,6 +14,7 @@ from hashlib import sha256
 from typing import Final
 
 from mesh import headers as h
+from mesh import subjects
 from mesh.attachments import FileSource, put_body, put_file
 from mesh.claims import Claim
 from mesh.connection import Connection
@@ -130,7 +131,12 @@ class ReplyWriter:
             )
         lifetime_s = self._kept_s(self._left_s)
         self._file = await put_file(
-            self._connection, self._address.call_id, source, name, lifetime_s=lifetime_s
+            self._connection,
+            self._address.call_id,
+            source,
+            name,
+            reader=self._reader,
+            lifetime_s=lifetime_s,
         )
 
     async def final(self, body: bytes, content_type: str, *, is_held: bool = False) -> None:
@@ -168,13 +174,22 @@ class ReplyWriter:
 
         async def attempt() -> None:
             claim = await put_body(
-                self._connection, self._address.call_id, body, lifetime_s=self._kept_s(held_s)
+                self._connection,
+                self._address.call_id,
+                body,
+                reader=self._reader,
+                lifetime_s=self._kept_s(held_s),
             )
             found.append(claim)
 
         # Half of the time is left to tell the caller that there is no room.
         await self._hold(attempt, time.monotonic() + held_s / 2)
         return found[0]
+
+    @property
+    def _reader(self) -> str:
+        """Who will read what lies beside the answer; of one that takes chunks."""
+        return subjects.caller_of(self._address.subjects[0])
 
     def _kept_s(self, ahead_s: float) -> float:
         """How long an object is kept whose frame is stored within `ahead_s`."""

@@ -23,25 +23,33 @@ SIGNED: Final = (
 """The headers that are signed, in this order; one that is missing counts as empty."""
 
 
-def signed_text(subject: str, headers: Mapping[str, str], body: bytes) -> bytes:
-    """Return what is signed of a request: lines, of which none can hold a line break."""
+def signed_text(subject: str, headers: Mapping[str, str], body_sha256: str) -> bytes:
+    """Return what is signed of a request: lines, of which none can hold a line break.
+
+    The body is signed wherever it lies; a file that comes with it, by the claim on it.
+    """
     values = [headers.get(name, "") for name in SIGNED]
-    return "\n".join((_FORM, subject, *values, sha256(body).hexdigest())).encode()
+    file = [headers[h.FILE]] if h.FILE in headers else []
+    return "\n".join((_FORM, subject, *values, body_sha256, *file)).encode()
 
 
 def sign(credentials: Credentials, subject: str, headers: dict[str, str], body: bytes) -> None:
     """Add the headers that prove who sends a request."""
-    signature = credentials.key.sign(signed_text(subject, headers, body))
+    text = signed_text(subject, headers, sha256(body).hexdigest())
+    signature = credentials.key.sign(text)
     headers[h.SIGNER] = credentials.key.public
     headers[h.SIGNATURE] = base64.urlsafe_b64encode(signature).decode().rstrip("=")
 
 
-def is_signed(subject: str, headers: Mapping[str, str], body: bytes) -> bool:
-    """Tell whether the owner of the key that a request names has signed just this request."""
+def is_signed(subject: str, headers: Mapping[str, str], body_sha256: str) -> bool:
+    """Tell whether the owner of the key that a request names has signed just this request.
+
+    `body_sha256` is in hexadecimal.
+    """
     try:
         signature = base64.urlsafe_b64decode(headers.get(h.SIGNATURE, "") + "==")
     except (binascii.Error, ValueError):
         return False
     if len(signature) != SIGNATURE_BYTES:
         return False
-    return verify(headers.get(h.SIGNER, ""), signed_text(subject, headers, body), signature)
+    return verify(headers.get(h.SIGNER, ""), signed_text(subject, headers, body_sha256), signature)

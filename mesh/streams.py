@@ -68,8 +68,8 @@ EXHAUSTED: Final = "dead-exhausted"
 TERMINATED: Final = "dead-terminated"
 
 
-def stream_configs(settings: Settings) -> list[StreamConfig]:
-    """Return every stream of the mesh as it should be."""
+def stream_configs(settings: Settings, *, is_secure: bool = False) -> list[StreamConfig]:
+    """Return every stream of the mesh as it should be, of an open one or a secure one."""
     return [
         _mailboxes(settings),
         _replies(settings),
@@ -115,7 +115,7 @@ def stream_configs(settings: Settings) -> list[StreamConfig]:
         _registry(settings),
         _access(settings),
         _presence(settings),
-        _bodies(settings),
+        _bodies(settings, is_secure=is_secure),
         _audit(settings),
     ]
 
@@ -222,11 +222,15 @@ def _presence(settings: Settings) -> StreamConfig:
     )
 
 
-def _bodies(settings: Settings) -> StreamConfig:
-    """An object store, as NATS ADR-20 lays one out: bodies and files that fit into no message."""
+def _bodies(settings: Settings, *, is_secure: bool) -> StreamConfig:
+    """An object store, as NATS ADR-20 lays one out: bodies and files that fit into no message.
+
+    Behind an account boundary they lie in it as parcels, under who will read them.
+    """
+    parcels = [subjects.ALL_PARCELS] if is_secure else []
     return _stream(
         BODIES,
-        [subjects.ALL_BODY_CHUNKS, subjects.ALL_BODY_METAS],
+        [subjects.ALL_BODY_CHUNKS, subjects.ALL_BODY_METAS, *parcels],
         settings,
         # Full, it refuses new ones, and never cuts one that somebody has a claim on.
         discard=DiscardPolicy.NEW,
@@ -237,8 +241,9 @@ def _bodies(settings: Settings) -> StreamConfig:
         # Those of answers live as long as their frames.
         allow_msg_ttl=True,
         allow_direct=True,
-        # Ours are never overwritten; the `nats` command and nats-py ask for it.
-        allow_rollup_hdrs=True,
+        # Ours are never overwritten; the `nats` command and nats-py ask for it. Where members
+        # publish, `Nats-Rollup: all` on a chunk would erase what is everybody's.
+        allow_rollup_hdrs=not is_secure,
     )
 
 

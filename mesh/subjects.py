@@ -25,6 +25,7 @@ ALL_HEARTBEATS: Final = "registry.heartbeat.*.*"
 ALL_LOOKUPS: Final = "registry.get.*"
 ALL_HISTORIES: Final = "registry.history.*"
 ALL_WAITING: Final = "registry.waiting.*"
+ALL_DISCARDS: Final = "registry.discard.*.*"
 ALL_JOINS: Final = "registry.join.*"
 REGISTRY_LIST: Final = "registry.list"
 REGISTRY_EVENTS: Final = "registry.event.>"
@@ -44,6 +45,7 @@ PRESENCE_BUCKET: Final = "presence"
 BODIES_BUCKET: Final = "bodies"
 ALL_BODY_CHUNKS: Final = f"$O.{BODIES_BUCKET}.C.>"
 ALL_BODY_METAS: Final = f"$O.{BODIES_BUCKET}.M.>"
+ALL_PARCELS: Final = "body.*.*.*"
 ANY_INSTANCE: Final = "any"
 """Stands for the process in the reply subject of an idempotent call: every replica of a caller
 must find the same ledger."""
@@ -57,6 +59,8 @@ _REPLY_PATTERN: Final = re.compile(rf"agent\.{_ID}\.reply(\.{_CALL}\.{_CALL}(\.{
 _INBOX_PATTERN: Final = re.compile(r"_INBOX[\w-]{0,64}(\.[\w$=+-]{1,64}){1,8}", re.ASCII)
 """Bounded: a subject over the broker's control line closes a nats-py client for ever."""
 _UPLOAD: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_PARCEL: Final = r"[0-9a-f]{32}"
+_PARCEL_PATTERN: Final = re.compile(rf"body\.{_ID}\.{_PARCEL}")
 _USER_TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{1,400}")
 _EVENT_PATTERN: Final = re.compile(r"[a-z0-9_-]{1,64}(\.[a-z0-9_-]{1,64}){0,3}")
 
@@ -233,6 +237,55 @@ def body_chunks(upload: str) -> str:
 def body_meta(name: str) -> str:
     """What the object store says of the object `name`: in base64url, so any name is one token."""
     return f"$O.{BODIES_BUCKET}.M.{urlsafe_b64encode(name.encode()).decode()}"
+
+
+def parcel(reader: str, nuid: str) -> str:
+    """What lies behind an account boundary for `reader`: its chunks are one token below.
+
+    A `nuid` is 128 random bits in hexadecimal; who knows it can read, overwrite and discard.
+
+    Raises:
+        InvalidIdError: the reader is no id.
+        InvalidInputError: this is no such number.
+    """
+    return require_parcel(f"body.{require_id(reader, 'reader')}.{nuid}")
+
+
+def require_parcel(name: str) -> str:
+    """Return `name` when it is that of a parcel.
+
+    Raises:
+        InvalidInputError: it is not.
+    """
+    if is_parcel(name):
+        return name
+    raise InvalidInputError(f"{name[:120]!r} is no body of a secure mesh", field="body")
+
+
+def is_parcel(name: str) -> bool:
+    """Tell whether a claim's name is that of a parcel; no object of an open mesh has such a one."""
+    return _PARCEL_PATTERN.fullmatch(name) is not None
+
+
+def reader_of(name: str) -> str:
+    """Return for whom a parcel is. Raises what `require_parcel` raises."""
+    return require_parcel(name).split(".")[1]
+
+
+def parcel_chunk(name: str, place: int) -> str:
+    """One chunk of a parcel, counted from 0. Raises what `require_parcel` raises."""
+    return f"{require_parcel(name)}.{place}"
+
+
+def parcel_chunks(name: str) -> str:
+    """All chunks of a parcel. Raises what `require_parcel` raises."""
+    return f"{require_parcel(name)}.*"
+
+
+def discard(name: str) -> str:
+    """Asks the control plane to remove a parcel. Raises what `require_parcel` raises."""
+    _, reader, nuid = require_parcel(name).split(".")
+    return f"registry.discard.{reader}.{nuid}"
 
 
 def lookup(agent: str) -> str:

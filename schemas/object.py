@@ -25,3 +25,10 @@ class ObjectMeta(WireModel):
     mtime: str = ""
     options: ObjectOptions | None = None
     deleted: bool = False
+
+
+class DiscardReceipt(WireModel):
+    """The answer to a request on `registry.discard.<reader>.<nuid>`."""
+
+    ok: bool = True
+    message: str = ""

@@ -1,7 +1,8 @@
 """An agent and a caller of large files, each a process of its own that tells what memory it took.
 
 `python -m tests.flat URL AGENT` runs the agent, which sends back what it got. `python -m tests.flat
-URL AGENT FILE OUT SMALL` asks it: about a small file first, so that everything is loaded.
+URL AGENT FILE OUT SMALL` asks it: about a small file first, so that everything is loaded. In a
+secure mesh, each with MESH_CREDS of its own.
 """
 
 import asyncio
@@ -10,13 +11,18 @@ import os
 import re
 import sys
 import time
+from asyncio.subprocess import PIPE, create_subprocess_exec
 from pathlib import Path
+from typing import Final
 
 import mesh
 from mesh import Agent, CallContext, ChatReply, ChatRequest
 from mesh.connection import open_connection
 from mesh.runtime import AgentHost
 from mesh.settings import Settings
+from mesh.trust.login import Login
+
+MEGABYTE: Final = 1_000_000
 
 
 def peak_bytes() -> int:
@@ -45,8 +51,8 @@ def returning(agent_id: str) -> Agent:
 
 async def serve(url: str, agent_id: str) -> None:
     """Run the agent until stdin is closed."""
-    settings = Settings(nats_url=url, node="node1")
-    async with open_connection(url, name="flat host") as connection:
+    settings = Settings.from_env({**os.environ, "MESH_NATS_URL": url, "MESH_NODE": "node1"})
+    async with open_connection(Login.of(settings), name="flat host") as connection:
         host = AgentHost(connection, [returning(agent_id)], node="node1", settings=settings)
         stop = asyncio.Event()
         serving = asyncio.create_task(host.run(stop))
@@ -70,6 +76,40 @@ async def call(url: str, agent_id: str, file: str, out: str, small: str) -> None
             peaks.append(peak_bytes())
     grown = {"caller": peaks[1] - peaks[0], "agent": agents_peaks[1] - agents_peaks[0]}
     sys.stdout.write(json.dumps({**grown, "took_s": time.monotonic() - began}))
+
+
+async def round_trip(
+    url: str, agent_id: str, folder: Path, *, agent_creds: str = "", caller_creds: str = ""
+) -> dict[str, float]:
+    """Send 100 MB there and back between two processes, and return what they say of it.
+
+    Raises:
+        AssertionError: what came back is something else.
+    """
+    large, small, out = folder / "large", folder / "small", folder / "out"
+    with large.open("wb") as file:
+        for _ in range(100):
+            file.write(os.urandom(MEGABYTE))
+    small.write_bytes(os.urandom(MEGABYTE // 2))
+    flat = (sys.executable, "-m", "tests.flat", url, agent_id)
+    agent = await create_subprocess_exec(*flat, stdin=PIPE, stdout=PIPE, env=_shown(agent_creds))
+    assert agent.stdin is not None
+    assert agent.stdout is not None
+    try:
+        assert await agent.stdout.readline() == b"ready\n"
+        caller = await create_subprocess_exec(
+            *(*flat, str(large), str(out), str(small)), stdout=PIPE, env=_shown(caller_creds)
+        )
+        told, _ = await asyncio.wait_for(caller.communicate(), 120)
+    finally:
+        agent.stdin.close()
+        await agent.wait()
+    assert out.read_bytes() == large.read_bytes()
+    return dict(json.loads(told))
+
+
+def _shown(creds: str) -> dict[str, str]:
+    return {**os.environ, **({"MESH_CREDS": creds} if creds else {})}
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def send(
 
     An agent that is offline gets the question when it is back, until the deadline. Ctrl-C cancels
     the call. A detached call goes on without you: its answer is kept for a day. A question of any
-    length and a file up to MESH_BODY_MAX travel, but in a secure mesh only what fits into 1 MB.
+    length and a file up to MESH_BODY_MAX travel.
     """
     if text is None:
         text = file.name if file is not None else "-"

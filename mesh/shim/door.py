@@ -14,7 +14,6 @@ from mesh.callers import Caller
 from mesh.client import MeshClient
 from mesh.clock import BrokerClock
 from mesh.connection import Connection
-from mesh.objects import takes_large_bodies
 from mesh.presence import People
 from mesh.settings import DEFAULT_HTTP_BODY_MAX_BYTES
 from mesh.shim.http import BodyRoom
@@ -22,8 +21,6 @@ from mesh.shim.matrix import MatrixBridge
 from mesh.shim.sse import PACE, Pace
 from mesh.shim.waiting import Patrol, Waiting
 
-HEADER_ROOM_BYTES: Final = 2048
-"""What our headers of a request take at most: they count against the broker's limit."""
 LARGE_AT_ONCE: Final = 16
 """So many bodies of the largest size a door holds; it takes several times as much for each."""
 
@@ -76,10 +73,7 @@ class Door:
     @cached_property
     def limit_bytes(self) -> int:
         """The longest body that is taken: of those that can travel."""
-        connection = self.connection
-        if takes_large_bodies(connection):
-            return min(self._body_max_bytes, connection.body_max_bytes)
-        return min(self._body_max_bytes, connection.publisher.limit_bytes - HEADER_ROOM_BYTES)
+        return min(self._body_max_bytes, self.connection.body_max_bytes)
 
     def waiting(self, receive: Receive) -> Waiting:
         """Wait for an answer beside a client; the request's body has been read."""

@@ -24,14 +24,15 @@ EXPORTS: Final = tuple(
             *(subjects.ALL_INBOXES, subjects.ALL_PINNED_INBOXES),
             *(subjects.ALL_BARE_REPLIES, subjects.ALL_REPLIES),
             *(subjects.ALL_EVENTS, subjects.ALL_CANCELS, subjects.ALL_DEAD),
-            *(subjects.ALL_ANNOUNCEMENTS, subjects.ALL_WITHDRAWALS),
+            *(subjects.ALL_ANNOUNCEMENTS, subjects.ALL_WITHDRAWALS, subjects.ALL_PARCELS),
             # Answered by the registrar.
             *(subjects.ALL_HEARTBEATS, subjects.ALL_LOOKUPS, subjects.REGISTRY_LIST),
             # Answered by the control plane: frames and mailboxes, as far as they are one's own.
-            *(subjects.ALL_JOINS, subjects.ALL_WAITING),
+            *(subjects.ALL_JOINS, subjects.ALL_WAITING, subjects.ALL_DISCARDS),
             # By subject only. The form with a body could name any subject: it is not exported, and
             # answers 503 at once.
             f"{_READ}.{streams.REPLY}.>",
+            f"{_READ}.{streams.BODIES}.{subjects.ALL_PARCELS}",
             *(f"{_ACK}.{streams.INBOX}.>", f"{_ACK}.{streams.EVENT}.>"),
         ),
         Crossing.ANSWERS: (
@@ -60,6 +61,9 @@ MEMBER_PUBLISH: Final = (
     *(subjects.ALL_INBOXES, subjects.ALL_PINNED_INBOXES, subjects.ALL_CANCELS),
     *(subjects.ALL_LOOKUPS, subjects.REGISTRY_LIST),
     *(f"{_READ}.{streams.REGISTRY}", f"{_READ}.{streams.REPLY}"),
+    # What fits into no message, for whoever it is, and the end of it: its number is the secret,
+    # and who knows that could as well write something else over it.
+    *(subjects.ALL_PARCELS, subjects.ALL_DISCARDS),
     # Who speaks for a node.
     f"registry.heartbeat.{_NODE}.*",
     # Who is an agent.
@@ -82,6 +86,7 @@ MEMBER_PUBLISH: Final = (
     # Who calls under a name.
     f"agent.{_CALLER}.reply.*.*.*",
     f"{_READ}.{streams.REPLY}.agent.{_CALLER}.reply.>",
+    *(f"{_READ}.{streams.BODIES}.body.{one}.*.*" for one in (_AGENT, _CALLER)),
     *(f"registry.history.{one}" for one in (_AGENT, _CALLER)),
     *(f"registry.waiting.{one}" for one in (_AGENT, _CALLER)),
 )

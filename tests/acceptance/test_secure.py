@@ -1,5 +1,6 @@
 """A secure mesh as its operator meets it: keys, credentials, and who is cut off."""
 
+import os
 import shutil
 import time
 from collections.abc import AsyncIterator
@@ -55,6 +56,36 @@ async def test_clients_of_the_door_need_to_know_nothing(secure: Mesh) -> None:
     async with httpx2.AsyncClient() as http:
         answer = await http.post(f"{secure.http_url}/chat/completions", json=body)
     assert answer.json()["choices"][0]["message"]["content"] == "over http"
+
+
+async def test_a_large_file_goes_through_an_agent(secure: Mesh, tmp_path: Path) -> None:
+    """There by `--file` and back by `-o`, sent by a person."""
+    await secure.run("keys", "agent", "keeper", "--name", "keeper")
+    (tmp_path / "keeper.py").write_text(
+        "from mesh import Agent, ChatReply\nagent = Agent('keeper')\n@agent.chat\n"
+        "def answer(request, call):\n    return ChatReply(content='kept', file=call.file)\n"
+    )
+    sent, back = tmp_path / "sent.bin", tmp_path / "back.bin"
+    sent.write_bytes(os.urandom(24_000_000))
+    environ: dict[str, Any] = {"MESH_CREDS": creds(secure, "keeper"), "TEST_CWD": str(tmp_path)}
+    async with secure.start("run", "keeper:agent", **environ) as host:
+        await host.says("agent keeper runs")
+        arguments = ("send", "keeper", "--file", str(sent), "-o", str(back))
+        told = await secure.run(*arguments, MESH_CREDS=creds(secure, "ann"))
+    assert (told.out, told.code) == ("kept\n", 0), told.err
+    assert back.read_bytes() == sent.read_bytes()
+
+
+async def test_large_questions_and_answers_over_http(secure: Mesh) -> None:
+    """The door asks as itself, and reads what is for it."""
+    text = "x" * 4_000_000
+    body = {"model": "echo", "messages": [{"role": "user", "content": text}]}
+    async with httpx2.AsyncClient(timeout=60) as http:
+        answer = await http.post(f"{secure.http_url}/chat/completions", json=body)
+        assert answer.json()["choices"][0]["message"]["content"] == text
+        detached = await secure.run("send", "echo", "--detach", stdin=text.encode())
+        found = await secure.run("wait", detached.out.strip())
+    assert found.out == f"{text}\n"
 
 
 async def test_everything_works_and_says_so(secure: Mesh) -> None:

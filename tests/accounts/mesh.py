@@ -11,7 +11,7 @@ from typing import Any, Final
 import nats.errors
 from nats.aio.client import Client
 
-from mesh import Agent, CallContext, ChatRequest, registry, streams
+from mesh import Agent, CallContext, ChatReply, ChatRequest, registry, streams
 from mesh.connection import Connection, open_connection
 from mesh.events import Event
 from mesh.runtime import AgentHost
@@ -58,6 +58,13 @@ DENIED: Final = (
     "$JS.API.STREAM.MSG.GET.OBJ_bodies",
     "$JS.API.DIRECT.GET.OBJ_bodies",
     "$JS.API.DIRECT.GET.OBJ_bodies.$O.bodies.C.>",
+    "$JS.API.DIRECT.GET.OBJ_bodies.>",
+    "$JS.API.DIRECT.GET.OBJ_bodies.body.>",
+    "$JS.API.DIRECT.GET.OBJ_bodies.body.ann.x.0",
+    "$JS.API.DIRECT.GET.OBJ_bodies.body.*.*.*",
+    "$JS.API.DIRECT.GET.OBJ_bodies.body.c.>",
+    "body.ann.x",
+    "body.ann.x.0.0",
     "$KV.registry.agent.b",
     "$KV.registry.identity.UCK5N7N66OBOINFXAYC2ACJQYFSOD4VYNU6APEJTAVFZB2SVHLKGEW7L",
     "registry.event.identity.UCK5N7N66OBOINFXAYC2ACJQYFSOD4VYNU6APEJTAVFZB2SVHLKGEW7L",
@@ -112,10 +119,11 @@ class Mesh:
                 yield f"{word} "
 
         @self.b.chat
-        async def repeat(request: ChatRequest, context: CallContext) -> str:
+        async def repeat(request: ChatRequest, context: CallContext) -> ChatReply:
             self.runs.append(context.id)
             self.traces.append(context.lineage.trace_id)
-            return f"b on {context.source_agent}: {request.last_text}"
+            text = f"b on {context.source_agent}: {request.last_text}"
+            return ChatReply(content=text, file=context.file)
 
         @self.b.on("a.done")
         async def on_done(event: Event) -> None:

@@ -23,12 +23,11 @@ from mesh.calls import Call
 from mesh.client import MeshClient, open_client
 from mesh.connection import Connection, open_connection
 from mesh.dead_letters import Reason, read_letters
-from mesh.directory import Directory, follow_directory, load_directory
+from mesh.directory import Directory, follow_directory
 from mesh.errors import (
     BrokerUnreachableError,
     CallNotFoundError,
     NotPermittedError,
-    PayloadTooLargeError,
 )
 from mesh.history import read_history, read_last
 from mesh.inbox import ReplyInbox
@@ -251,6 +250,8 @@ async def test_a_reply_subject_reaches_nothing_in_core(core: Connection, mallory
         await mallory.publish("registry.list", b"", reply=target)
         await mallory.publish("registry.history.c", b"{}", reply=target)
         await mallory.publish("registry.waiting.c", b'{"sequence":1}', reply=target)
+        await mallory.publish(f"registry.discard.c.{'0' * 32}", b"", reply=target)
+        await mallory.publish("$JS.API.DIRECT.GET.OBJ_bodies.body.c.x.0", b"", reply=target)
         await mallory.publish("$JS.ACK.INBOX.c.1.1.1.1.1", b"+NXT", reply=target)
     await mallory.flush()
     await asyncio.sleep(CALM_S)
@@ -295,48 +296,6 @@ async def test_rights_of_others_are_denied(core: Connection, mallory: Client) ->
     before = await canaries(core)
     assert not any(await asyncio.gather(*(answered(mallory, one) for one in DENIED)))
     assert await canaries(core) == before
-
-
-async def test_what_fits_into_no_message_is_refused(ann: MeshClient, core: Connection) -> None:
-    """Neither a question nor a file nor an answer travels beside its message; others do."""
-    for question, file in (("x" * 2_000_000, None), ("x", b"small"), ("x", b"x" * 2_000_000)):
-        with pytest.raises(PayloadTooLargeError, match="in a secure mesh"):
-            await ann.ask("b", question, file=file, timeout_s=5)
-    refused_by = set()
-    for size in range(1_042_000, 1_045_000, 100):
-        try:
-            assert len((await ann.ask("b", "x" * size, timeout_s=5)).text) > size
-        except PayloadTooLargeError as error:
-            # Only what came back from there has an agent.
-            refused_by.add((error.fields.get("agent"), "in a secure mesh" in error.message))
-    assert refused_by == {(None, True), ("b", True)}
-    assert (await ann.ask("b", "hello", timeout_s=5)).text == "b on ann: hello"
-    async with open_client(
-        core, await load_directory(core), Caller("http", "hub", new_instance_id())
-    ) as door:
-        with pytest.raises(PayloadTooLargeError, match="in a secure mesh"):
-            await door.ask("b", "x" * 2_000_000, timeout_s=5)
-
-
-async def test_a_claim_is_not_followed(mesh: Mesh, mallory: Client, core: Connection) -> None:
-    """Whoever names an object in a header makes no agent read it."""
-    name = "a-secret"
-    body = subjects.body_meta(name)
-    await core.publisher.publish(body, b'{"name":"a-secret","nuid":"x","size":1}', {})
-    before, runs = await canaries(core), list(mesh.runs)
-    headers = {
-        h.REPLY_TO: "agent.c.reply.i.claimed-by-mallory.b",
-        h.CORRELATION_ID: "claimed-by-mallory",
-        h.SOURCE_AGENT: "c",
-        h.BODY: f"{name} 1 {'0' * 64}",
-    }
-    answers = await mallory.subscribe("delivered.c.reply.i.>")
-    await mallory.publish("agent.b.inbox", b"", headers=headers)
-    told = await answers.next_msg(timeout=10)
-    assert (told.headers or {})[h.CODE] == "payload_too_large"
-    assert mesh.runs == runs
-    after = await canaries(core)
-    assert after[streams.BODIES] == before[streams.BODIES]
 
 
 async def test_the_batched_read_is_refused(ann: MeshClient, mallory: Client) -> None:

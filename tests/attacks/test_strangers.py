@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -242,7 +243,7 @@ async def lure(accounts: Accounts, listen: Listener) -> Login:
 async def test_a_server_gets_no_request_signed(accounts: Accounts) -> None:
     """The key that logs in signs requests, too, and a server chooses what is signed at a login."""
     headers = {h.SOURCE_AGENT: "a", h.CORRELATION_ID: "c", h.REPLY_TO: "agent.a.reply.i.c.b"}
-    wanted = signed_text("agent.b.inbox", headers, b"evil").decode()
+    wanted = signed_text("agent.b.inbox", headers, sha256(b"evil").hexdigest()).decode()
     seen: list[bytes] = []
 
     async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

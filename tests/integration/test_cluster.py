@@ -79,7 +79,7 @@ async def test_a_large_body_is_read_at_every_replica(tmp_path: Path) -> None:
         await ensure_streams(connections[0], Settings(replicas=3))
         for number in range(12):
             writer, *readers = connections[number % 3 :] + connections[: number % 3]
-            claim = await put_body(writer, f"call-{number}", body)
+            claim = await put_body(writer, f"call-{number}", body, reader="own")
             found = await asyncio.gather(*(read(one, claim) for one in readers))
             assert found == [body, body]
         info = await connections[0].client.jsm().stream_info(BODIES)
@@ -89,9 +89,11 @@ async def test_a_large_body_is_read_at_every_replica(tmp_path: Path) -> None:
             for number, one in enumerate(connections)
             if one.client._server_info["server_name"] == info.cluster.leader
         )
-        claim = await put_body(connections[lost - 1], "before", body)
+        claim = await put_body(connections[lost - 1], "before", body, reader="own")
         ending = asyncio.create_task(servers.end(lost))
-        again = await asyncio.wait_for(put_body(connections[lost - 1], "after", body), 60)
+        again = await asyncio.wait_for(
+            put_body(connections[lost - 1], "after", body, reader="own"), 60
+        )
         await ending
         for one in (claim, again):
             assert await read(connections[lost - 1], one) == body

@@ -1,10 +1,8 @@
 """Files that come with questions and answers: whole, in flat memory, and what can go wrong."""
 
 import asyncio
-import json
 import os
-import sys
-from asyncio.subprocess import PIPE, Process, create_subprocess_exec
+from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
 from hashlib import sha256
 from pathlib import Path
@@ -21,9 +19,9 @@ from mesh.followers import follow_call
 from mesh.questions import encode_question
 from mesh.subjects import inbox
 from tests.conftest import Running, until
+from tests.flat import MEGABYTE, round_trip
 from tests.integration.test_bodies import objects_of
 
-MEGABYTE = 1_000_000
 SOME = os.urandom(3 * MEGABYTE + 1)
 
 
@@ -252,23 +250,5 @@ async def test_a_hundred_megabytes_in_flat_memory(
     agent_id: str, nats_url: str, control: Process, tmp_path: Path
 ) -> None:
     """Caller and agent take no more memory for 100 MB, there and back, than for a small file."""
-    large, small, out = tmp_path / "large", tmp_path / "small", tmp_path / "out"
-    with large.open("wb") as file:
-        for _ in range(100):
-            file.write(os.urandom(MEGABYTE))
-    small.write_bytes(os.urandom(MEGABYTE // 2))
-    flat = (sys.executable, "-m", "tests.flat", nats_url, agent_id)
-    agent = await create_subprocess_exec(*flat, stdin=PIPE, stdout=PIPE)
-    assert agent.stdin is not None
-    assert agent.stdout is not None
-    try:
-        assert await agent.stdout.readline() == b"ready\n"
-        caller = await create_subprocess_exec(*flat, str(large), str(out), str(small), stdout=PIPE)
-        told, _ = await asyncio.wait_for(caller.communicate(), 120)
-    finally:
-        agent.stdin.close()
-        await agent.wait()
-    grown = json.loads(told)
-    assert out.stat().st_size == 100 * MEGABYTE
-    assert out.read_bytes() == large.read_bytes()
+    grown = await round_trip(nats_url, agent_id, tmp_path)
     assert max(grown["caller"], grown["agent"]) < 8 * MEGABYTE, grown

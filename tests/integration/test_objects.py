@@ -56,7 +56,7 @@ async def test_nats_py_reads_what_we_write_and_the_other_way_round(
     """Also an empty one, and one of a single chunk."""
     store = await bare.jetstream().object_store("bodies")
     for content in (b"", b"x", SOME[:131_072], SOME):
-        claim = await put_file(connection, "ours", content)
+        claim = await put_file(connection, "ours", content, reader="own")
         file = io.BytesIO()
         found = await store.get(claim.name, writeinto=file)
         assert (file.getvalue(), found.info.size) == (content, len(content))
@@ -92,7 +92,7 @@ async def test_chunks_that_are_sent_again_keep_their_order(
         return lost
 
     monkeypatch.setattr(connection.publisher, "submit", submit_badly)
-    claim = await put_body(connection, "ordered", SOME)
+    claim = await put_body(connection, "ordered", SOME, reader="own")
     monkeypatch.undo()
     assert number > 38
     assert await read(connection, claim) == SOME
@@ -107,7 +107,7 @@ async def test_an_upload_outlives_the_broker(tmp_path: Path, settings: Settings)
             await asyncio.sleep(0.02)
 
     async with own_mesh(settings, tmp_path, Agent("own")) as mesh:
-        putting = asyncio.create_task(put_file(mesh.connection, "outlives", slowly()))
+        putting = asyncio.create_task(put_file(mesh.connection, "outlives", slowly(), reader="own"))
 
         async def has_begun() -> bool:
             info = await mesh.connection.client.jsm().stream_info(BODIES)
@@ -196,7 +196,7 @@ async def test_a_broker_with_small_messages(tmp_path: Path) -> None:
         config = StreamConfig(name=BODIES, subjects=["$O.bodies.>"], allow_direct=True)
         await connection.client.jsm().add_stream(config)
         connection.client._max_payload = 20_000
-        claim = await put_body(connection, "small", SOME)
+        claim = await put_body(connection, "small", SOME, reader="own")
         assert await read(connection, claim) == SOME
 
 
@@ -204,7 +204,7 @@ async def test_what_is_read_has_a_limit(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A claim on more than this process takes is refused before anything is read."""
-    claim = await put_body(connection, "limited", SOME)
+    claim = await put_body(connection, "limited", SOME, reader="own")
     monkeypatch.setattr(connection, "body_max_bytes", 1_000_000)
     with pytest.raises(PayloadTooLargeError):
         await read(connection, claim)

@@ -109,13 +109,15 @@ async def is_cut_off(login: Login) -> bool:
 
 
 async def ask(login: Login, agent: str, caller: str) -> str:
-    """Ask an agent."""
+    """Ask an agent, and something that fits into no message."""
+    large = "x" * 2_000_000
     async with (
         open_connection(login, name="test", patience_s=10) as connection,
         follow_directory(connection) as directory,
         open_client(connection, directory, Caller(caller, "x", new_instance_id())) as client,
     ):
         await until(lambda: directory.agent_record(agent) is not None)
+        assert (await client.ask(agent, large, timeout_s=20)).text == f"{agent}: {large}"
         return (await client.ask(agent, "hello", timeout_s=20)).text
 
 
