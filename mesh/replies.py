@@ -306,7 +306,10 @@ def _final_id(address: ReplyAddress, subject: str) -> str:
 
 def frame_lifetime_s(remaining_s: float) -> float:
     """Return how long a frame is kept: past any moment at which the call could come again."""
-    return min(max(REPLY_DEDUPE_S, remaining_s + ACK_BACKOFF_S[0]), h.MAX_TIMEOUT_S)
+    lifetime_s = remaining_s + ACK_BACKOFF_S[0]
+    if lifetime_s < REPLY_DEDUPE_S:
+        return REPLY_DEDUPE_S
+    return min(lifetime_s, h.MAX_TIMEOUT_S)
 
 
 async def is_answered(connection: Connection, subject: str, call_id: str) -> bool:

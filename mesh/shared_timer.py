@@ -10,6 +10,8 @@ from typing import Final
 
 LATE_S: Final = 0.01
 """So late at most, and as little as the loop can, somebody is called back."""
+NEAR_S: Final = 1.0
+"""A moment that is nearer comes, though nobody waits for it any more: others may."""
 
 
 class SharedTimer:
@@ -29,7 +31,7 @@ class SharedTimer:
         tick = self._ticks.get(number)
         if tick is None:
             timer = loop.call_at(number * LATE_S, self._ring, number)
-            tick = self._ticks[number] = _Tick(number, timer)
+            tick = self._ticks[number] = _Tick(number, timer, is_near=after_s < NEAR_S)
         tick.waiting[key] = on_due
         self._tick_of[key] = tick
 
@@ -38,7 +40,7 @@ class SharedTimer:
         tick = self._tick_of.pop(key, None)
         if tick is not None:
             del tick.waiting[key]
-            if not tick.waiting:
+            if not tick.waiting and not tick.is_near:
                 self._stop(tick)
 
     def stop(self) -> None:
@@ -68,9 +70,10 @@ class SharedTimer:
 class _Tick:
     """What is due at the same moment."""
 
-    __slots__ = ("number", "timer", "waiting")
+    __slots__ = ("is_near", "number", "timer", "waiting")
 
-    def __init__(self, number: int, timer: asyncio.TimerHandle) -> None:
+    def __init__(self, number: int, timer: asyncio.TimerHandle, *, is_near: bool) -> None:
         self.number = number
         self.timer = timer
+        self.is_near = is_near
         self.waiting: dict[Hashable, Callable[[], object]] = {}
