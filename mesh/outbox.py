@@ -200,6 +200,7 @@ class Outbox:
         except MeshError as error:
             call.fail(error)
             raise
+        call.on_end(partial(self._slow.end, call.id))
         self._watch(call, request)
 
     async def store(self, request: Request, agent: str) -> PubAck:
