@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mesh import broker_data
 from mesh.errors import SettingsError
 from mesh.settings import Settings, server_certificate
 from mesh.trust.keyring import Keyring
@@ -32,6 +33,7 @@ def prepare(settings: Settings) -> Setup:
         SettingsError: it would listen beyond loopback and ask nobody who he is, or offer what
             needs a certificate without one.
         CredentialsError: the keys of a secure mesh cannot be read.
+        DataDirError: there is the data of another mesh.
     """
     _require_protected(settings)
     variables = {
@@ -44,8 +46,11 @@ def prepare(settings: Settings) -> Setup:
     }
     _require_encrypted(settings)
     if not Keyring.exists(settings.keys_dir):
+        broker_data.settle(settings.data_dir, None)
         return Setup(conf_folder() / "hub.conf", variables)
-    tokens = ServerTokens.of(Keyring.open(settings.keys_dir))
+    keyring = Keyring.open(settings.keys_dir)
+    broker_data.settle(settings.data_dir, keyring)
+    tokens = ServerTokens.of(keyring)
     accounts = settings.data_dir / "accounts"
     tokens.write_accounts(accounts)
     variables |= {

@@ -1,6 +1,7 @@
 """`mesh up`: the broker, the control plane and the HTTP shim, or one of them alone."""
 
 import time
+from contextlib import asynccontextmanager
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,7 @@ from mesh.cli import exits
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterator, Mapping
 
     from mesh.broker import OnLog
     from mesh.cli.keeper import BrokerKeeper
@@ -112,16 +113,50 @@ async def run_all(settings: "Settings", *, broker_only: bool = False, verbose: b
     if not broker_only:
         settings = parts.with_real_ports(settings)
     keeper = BrokerKeeper(settings, on_log=broker_log(verbose=verbose))
-    async with keeper.running(), Supervisor(on_line=print_line) as supervisor:
+    async with (
+        _interrupted_by(stop) as starting,
+        keeper.running(),
+        Supervisor(on_line=print_line) as supervisor,
+    ):
         if not broker_only:
             shim = parts.http(settings, keeper.url, monitor_url=keeper.monitor_url)
             # Who has joined, or is a node by its credentials, has the control plane of the hub.
             is_node = settings.is_joined or Login.of(settings).is_guarded
             control = [] if is_node else [parts.control(settings, keeper.url)]
             await supervisor.start_all([*control, shim])
+        starting.cancel()
         _greet(settings, keeper, broker_only, time.monotonic() - started)
         await run_until(stop, keeper, supervisor.gave_up)
         typer.echo("stopping …", err=True)
+
+
+@asynccontextmanager
+async def _interrupted_by(stop: "asyncio.Event") -> "AsyncIterator[asyncio.Task[None]]":
+    """Break off what is done here when `stop` is set, until the task that it gives is cancelled.
+
+    A server with much to read, or one that is never ready, takes its time.
+    """
+    import asyncio
+
+    ours = asyncio.current_task()
+    assert ours is not None, "there is a task wherever somebody waits"
+    is_broken_off = False
+
+    async def watch() -> None:
+        nonlocal is_broken_off
+        await stop.wait()
+        is_broken_off = True
+        ours.cancel()
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield watching
+    except asyncio.CancelledError:
+        if not is_broken_off or ours.uncancel():
+            raise
+        typer.echo("stopping …", err=True)
+    finally:
+        watching.cancel()
 
 
 async def run_until(

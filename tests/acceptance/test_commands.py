@@ -1,16 +1,20 @@
 """The commands as a person meets them: output, exit codes, speed, bad input."""
 
+import asyncio
 import json
 import math
 import re
 import subprocess
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 
 import httpx2
 import pytest
 
-from tests.acceptance.conftest import Mesh, run_mesh
+from tests.acceptance.conftest import Mesh, clean_environ, run_mesh, start_mesh
+from tests.brokers import wrapper
+from tests.conftest import until
 from tests.pace import stopwatch
 
 BAD_IDS = ("a.b", "*", ">", "a b", "a\n", "", "a" * 33)
@@ -264,3 +268,14 @@ async def test_a_control_plane_without_a_broker_ends(mesh: Mesh) -> None:
     assert done.code == 6, done
     assert "start one with `mesh up`" in done.err
     assert "Traceback" not in done.err
+
+
+async def test_a_start_is_broken_off_at_once(tmp_path: Path) -> None:
+    """A server with much to read takes its time; who does not want to wait need not."""
+    began = tmp_path / "began"
+    server = wrapper(tmp_path / "server", f"touch {began}\nexec sleep 100")
+    environ = clean_environ(tmp_path / "data", MESH_NATS_SERVER=server)
+    async with start_mesh("up", environ=environ) as up:
+        await until(began.exists)
+        assert await up.stop(within_s=15) == 0
+        await up.says("stopping")

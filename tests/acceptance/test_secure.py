@@ -204,3 +204,23 @@ async def test_broken_input_is_told(secure: Mesh) -> None:
         assert (told.code, told.out) == (code, ""), arguments
         assert told.err.startswith("mesh: "), arguments
         assert "Traceback" not in told.err
+
+
+async def test_an_open_mesh_becomes_a_secure_one(tmp_path: Path) -> None:
+    """With what it has stored; and it does not become an open one again by the loss of its keys."""
+    environ = clean_environ(tmp_path / "data")
+    async with running_mesh(environ) as mesh, mesh.start("run", "handlers.echo:agent") as host:
+        await host.says("agent echo runs")
+        assert (await mesh.run("send", "echo", "open")).out == "open\n"
+    assert (await run_mesh("keys", "init", environ=environ)).code == 0
+    async with running_mesh(environ) as mesh:
+        known = await mesh.run("agents")
+        assert "echo" in known.out, known.err
+        await mesh.run("keys", "agent", "echo")
+        async with mesh.start("run", "handlers.echo:agent") as host:
+            await host.says("agent echo runs")
+            assert (await mesh.run("send", "echo", "secure")).out == "secure\n"
+    lost = await run_mesh("up", environ={**environ, "MESH_KEYS_DIR": str(tmp_path / "lost")})
+    assert (lost.code, lost.out) == (1, "")
+    assert "has the data of a secure mesh" in lost.err
+    assert "MESH_KEYS_DIR" in lost.err

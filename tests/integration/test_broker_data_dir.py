@@ -3,10 +3,12 @@
 import asyncio
 import fcntl
 import os
+import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import nats
@@ -14,8 +16,14 @@ import pytest
 
 from mesh import broker as module
 from mesh.broker import embedded_broker
+from mesh.connection import open_connection
 from mesh.errors import DataDirError
+from mesh.provision import ensure_streams
 from mesh.settings import Settings
+from mesh.streams import INBOX
+from mesh.trust.credentials import Credentials
+from mesh.trust.keyring import Keyring
+from mesh.trust.login import Login
 from tests.brokers import open_and_close, own_settings
 from tests.children import REPOSITORY, is_running, linux_only
 
@@ -165,3 +173,47 @@ async def test_a_holder_without_a_server_is_not_waited_for(
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(DataDirError, match=r"another mesh \(process 987654321, nats-server"):
             await asyncio.wait_for(open_and_close(any_ports), 30)
+
+
+async def stored_in(settings: Settings, *, put: bool) -> int:
+    """Return how many messages the mailboxes of a mesh hold; put one there before, or not."""
+    keys = settings.keys_dir
+    creds = Keyring.open(keys).credentials_path("control") if Keyring.exists(keys) else None
+    login = Credentials.read(creds) if creds else None
+    async with (
+        embedded_broker(settings) as broker,
+        open_connection(Login(broker.url, login), name="test") as connection,
+    ):
+        await ensure_streams(connection, settings)
+        if put:
+            await connection.publisher.publish("agent.a.inbox", b"hello", {})
+        state = (await connection.client.jsm().stream_info(INBOX)).state
+        return int(state.messages)
+
+
+async def test_what_an_open_mesh_has_stored_is_the_secure_ones(any_ports: Settings) -> None:
+    """Once; what would be mixed, or forgotten, is told."""
+    assert await stored_in(any_ports, put=True) == 1
+    Keyring.create(any_ports.keys_dir)
+    assert await stored_in(any_ports, put=True) == 2
+    assert await stored_in(any_ports, put=False) == 2
+    others = any_ports.keys_dir.with_name("others")
+    Keyring.create(others)
+    with pytest.raises(DataDirError, match="of another mesh than that of these keys"):
+        await open_and_close(replace(any_ports, keys_folder=others))
+    with pytest.raises(DataDirError, match="and its keys are not there: set MESH_KEYS_DIR"):
+        await open_and_close(replace(any_ports, keys_folder=others.with_name("none")))
+    assert await stored_in(any_ports, put=False) == 2
+
+
+async def test_two_meshes_are_not_mixed(any_ports: Settings) -> None:
+    """A secure mesh beside what an open one has stored, as a start of an older mesh has left it."""
+    assert await stored_in(any_ports, put=True) == 1
+    open_folder = any_ports.data_dir / "jetstream" / "$G"
+    kept = any_ports.data_dir / "kept"
+    shutil.copytree(open_folder, kept)
+    Keyring.create(any_ports.keys_dir)
+    assert await stored_in(any_ports, put=False) == 1
+    kept.rename(open_folder)
+    with pytest.raises(DataDirError, match="another mesh"):
+        await open_and_close(any_ports)

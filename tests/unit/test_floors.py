@@ -67,6 +67,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
                 "mesh.pings",
                 "mesh.requests",
                 "mesh.broker",
+                "mesh.broker_data",
                 "mesh.broker_setup",
                 "mesh.server_folders",
                 "mesh.supervisor",
