@@ -58,6 +58,8 @@ def new_instance_id() -> str:
 
 def known_source(agent: str, node: str, fallback: Caller) -> Caller:
     """Return who a legacy client says it is, as far as it gives valid ids."""
+    if not agent and not node:
+        return fallback
     return Caller(
         id=agent if is_id(agent) else fallback.id,
         node=node if is_id(node) else fallback.node,

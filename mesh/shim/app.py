@@ -173,7 +173,7 @@ class Envelope:
             await self._app(scope, receive, send)
             return
         answer = _Answer(send, request_id(scope))
-        if tracing.is_on() or b"traceparent" in dict(scope["headers"]):
+        if tracing.is_on() or any(name == b"traceparent" for name, _ in scope["headers"]):
             await self._traced(scope, receive, answer)
         else:
             await self._answer(scope, receive, answer)

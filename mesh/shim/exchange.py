@@ -31,7 +31,7 @@ from mesh.shim.waiting import beside, settle
 LOCATION: Final = "location"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Asked:
     """A question: to whom, what, from whom, and how."""
 

@@ -36,7 +36,7 @@ Fields = Mapping[str, Any]
 """Of the body: those that the API itself does not know."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Target:
     """The agent, and the node if the request insists on one."""
 
@@ -44,7 +44,7 @@ class Target:
     node: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Source:
     """Who says it sends the request; empty where it does not say."""
 
@@ -52,7 +52,7 @@ class Source:
     node: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Said:
     """A value, and where it stood."""
 

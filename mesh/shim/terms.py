@@ -68,7 +68,7 @@ class OnLeave(StrEnum):
     DETACH = "detach"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Terms:
     """How a request is to be treated."""
 
