@@ -59,7 +59,7 @@ class SharedTimer:
         for key in list(waiting):
             if (on_due := waiting.pop(key, None)) is None:
                 continue  # Who was called before has ended it.
-            del self._tick_of[key]
+            self._tick_of.pop(key, None)
             try:
                 on_due()
             except Exception as error:  # noqa: BLE001, as asyncio does with what it calls
