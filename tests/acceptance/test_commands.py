@@ -1,6 +1,5 @@
 """The commands as a person meets them: output, exit codes, speed, bad input."""
 
-import asyncio
 import json
 import math
 import re
