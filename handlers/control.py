@@ -24,12 +24,12 @@ from handlers.history import router as history_router
 from handlers.joins import KEYRING
 from handlers.joins import router as joins_router
 from handlers.mailboxes import Mailboxes
-from handlers.parcels import Sweeper
 from handlers.parcels import router as parcels_router
 from handlers.presence import PEOPLE
 from handlers.presence import router as presence_router
 from handlers.registrar import Registrar
 from handlers.registry import router as registry_router
+from handlers.sweeper import Sweeper
 from handlers.watchdog import Watchdog
 from mesh.background import BackgroundTasks
 from mesh.connection import PING_INTERVAL_S, Connection
@@ -171,8 +171,7 @@ class _Control:
             await stack.enter_async_context(exposing(self._settings))
             if self._settings.metrics_port:
                 self._tasks.start(Mailboxes(connection, directory).watch_forever())
-            if connection.is_secure:
-                self._tasks.start(Sweeper(connection, directory.clock).sweep_forever())
+            self._tasks.start(Sweeper(connection, directory.clock).sweep_forever())
             watchdog = Watchdog(lambda: client.is_connected)
             self._tasks.start(watchdog.tick_forever())
             stack.push_async_callback(connection.release)

@@ -14,7 +14,7 @@ import orjson
 import pytest
 from nats.aio.client import Client
 
-from handlers.parcels import Sweeper
+from handlers.sweeper import Sweeper
 from mesh import codec, streams, subjects
 from mesh import headers as h
 from mesh.attachments import put_body, put_file
