@@ -118,14 +118,17 @@ class PullLoop:
         self._asked_at = asyncio.get_running_loop().time()
         request = b'{"batch":%d,"expires":%d}' % (batch, EXPIRES_S * 1e9)
         if not post(self._connection.client, self._subject, request, self._inbox):
-            self._tasks.start(self._publish(request, batch))
+            self._tasks.start(self._publish(request, batch, self._inbox))
 
-    async def _publish(self, request: bytes, batch: int) -> None:
+    async def _publish(self, request: bytes, batch: int, inbox: str) -> None:
+        if inbox != self._inbox or not self._is_fresh():
+            return  # `restart` has asked again meanwhile, and counted anew.
         try:
-            await self._connection.client.publish(self._subject, request, reply=self._inbox)
+            await self._connection.client.publish(self._subject, request, reply=inbox)
         except nats.errors.Error:
             # Not connected: `restart` asks again on the new connection.
-            self._outstanding -= batch
+            if inbox == self._inbox:
+                self._outstanding = max(0, self._outstanding - batch)
 
     def _is_fresh(self) -> bool:
         """Tell whether the inbox is of this connection.

@@ -6,6 +6,7 @@ A timer of asyncio's own for each call would be made, sorted and thrown away aga
 import asyncio
 import math
 from collections.abc import Callable, Hashable
+from contextvars import Context
 from typing import Final
 
 LATE_S: Final = 0.01
@@ -30,7 +31,9 @@ class SharedTimer:
         number = math.ceil((loop.time() + after_s) / LATE_S)
         tick = self._ticks.get(number)
         if tick is None:
-            timer = loop.call_at(number * LATE_S, self._ring, number)
+            # In nobody's context: what is done then is of many calls, and not of this one.
+            at_s, context = number * LATE_S, Context()
+            timer = loop.call_at(at_s, self._ring, number, context=context)
             tick = self._ticks[number] = _Tick(number, timer, is_near=after_s < NEAR_S)
         tick.waiting[key] = on_due
         self._tick_of[key] = tick

@@ -118,13 +118,15 @@ async def run_all(settings: "Settings", *, broker_only: bool = False, verbose: b
         keeper.running(),
         Supervisor(on_line=print_line) as supervisor,
     ):
-        if not broker_only:
-            shim = parts.http(settings, keeper.url, monitor_url=keeper.monitor_url)
-            # Who has joined, or is a node by its credentials, has the control plane of the hub.
-            is_node = settings.is_joined or Login.of(settings).is_guarded
-            control = [] if is_node else [parts.control(settings, keeper.url)]
-            await supervisor.start_all([*control, shim])
-        starting.cancel()
+        try:
+            if not broker_only:
+                shim = parts.http(settings, keeper.url, monitor_url=keeper.monitor_url)
+                # Who has joined, or is a node by its credentials, has the control plane of the hub.
+                is_node = settings.is_joined or Login.of(settings).is_guarded
+                control = [] if is_node else [parts.control(settings, keeper.url)]
+                await supervisor.start_all([*control, shim])
+        finally:
+            starting.cancel()  # What is put away from here on is put away to the end.
         _greet(settings, keeper, broker_only, time.monotonic() - started)
         await run_until(stop, keeper, supervisor.gave_up)
         typer.echo("stopping …", err=True)
@@ -137,6 +139,8 @@ async def _interrupted_by(stop: "asyncio.Event") -> "AsyncIterator[asyncio.Task[
     A server with much to read, or one that is never ready, takes its time.
     """
     import asyncio
+
+    from mesh.errors import MeshError
 
     ours = asyncio.current_task()
     assert ours is not None, "there is a task wherever somebody waits"
@@ -151,9 +155,12 @@ async def _interrupted_by(stop: "asyncio.Event") -> "AsyncIterator[asyncio.Task[
     watching = asyncio.create_task(watch())
     try:
         yield watching
-    except asyncio.CancelledError:
+    except asyncio.CancelledError as error:
         if not is_broken_off or ours.uncancel():
             raise
+        if isinstance(error.__context__, MeshError):
+            # It had failed, and its clean-up was broken off.
+            raise error.__context__ from None
         typer.echo("stopping …", err=True)
     finally:
         watching.cancel()

@@ -58,20 +58,23 @@ async def test_clients_of_the_door_need_to_know_nothing(secure: Mesh) -> None:
     assert answer.json()["choices"][0]["message"]["content"] == "over http"
 
 
-async def test_a_large_file_goes_through_an_agent(secure: Mesh, tmp_path: Path) -> None:
+async def test_a_large_file_goes_through_an_agent(tmp_path: Path) -> None:
     """There by `--file` and back by `-o`, sent by a person."""
-    await secure.run("keys", "agent", "keeper", "--name", "keeper")
+    environ = clean_environ(tmp_path / "data", TEST_CWD=str(tmp_path))
+    assert (await run_mesh("keys", "init", environ=environ)).code == 0
     (tmp_path / "keeper.py").write_text(
         "from mesh import Agent, ChatReply\nagent = Agent('keeper')\n@agent.chat\n"
         "def answer(request, call):\n    return ChatReply(content='kept', file=call.file)\n"
     )
     sent, back = tmp_path / "sent.bin", tmp_path / "back.bin"
     sent.write_bytes(os.urandom(24_000_000))
-    environ: dict[str, Any] = {"MESH_CREDS": creds(secure, "keeper"), "TEST_CWD": str(tmp_path)}
-    async with secure.start("run", "keeper:agent", **environ) as host:
-        await host.says("agent keeper runs")
-        arguments = ("send", "keeper", "--file", str(sent), "-o", str(back))
-        told = await secure.run(*arguments, MESH_CREDS=creds(secure, "ann"))
+    async with running_mesh(environ) as mesh:
+        assert (await mesh.run("keys", "agent", "keeper")).code == 0
+        assert (await mesh.run("keys", "user", "ann")).code == 0
+        async with mesh.start("run", "keeper:agent") as host:
+            await host.says("agent keeper runs")
+            arguments = ("send", "keeper", "--file", str(sent), "-o", str(back))
+            told = await mesh.run(*arguments, MESH_CREDS=creds(mesh, "ann"))
     assert (told.out, told.code) == ("kept\n", 0), told.err
     assert back.read_bytes() == sent.read_bytes()
 

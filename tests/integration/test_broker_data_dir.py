@@ -22,7 +22,7 @@ from mesh.provision import ensure_streams
 from mesh.settings import Settings
 from mesh.streams import INBOX
 from mesh.trust.credentials import Credentials
-from mesh.trust.keyring import Keyring
+from mesh.trust.keyring import Keyring, Secret
 from mesh.trust.login import Login
 from tests.brokers import open_and_close, own_settings
 from tests.children import REPOSITORY, is_running, linux_only
@@ -215,5 +215,25 @@ async def test_two_meshes_are_not_mixed(any_ports: Settings) -> None:
     Keyring.create(any_ports.keys_dir)
     assert await stored_in(any_ports, put=False) == 1
     kept.rename(open_folder)
-    with pytest.raises(DataDirError, match="another mesh"):
+    with pytest.raises(DataDirError, match=r"beside that of the secure one: move \S+\$G away"):
         await open_and_close(any_ports)
+
+
+async def test_data_that_cannot_be_moved_is_told(any_ports: Settings) -> None:
+    """In a sentence; and it is where it was."""
+    assert await stored_in(any_ports, put=True) == 1
+    keyring = Keyring.create(any_ports.keys_dir)
+    stranger = any_ports.data_dir / "jetstream" / keyring.public[Secret.CORE]
+    stranger.write_text("")
+    with pytest.raises(DataDirError, match="cannot be used: .*; set MESH_DATA_DIR"):
+        await open_and_close(any_ports)
+    stranger.unlink()
+    assert await stored_in(any_ports, put=False) == 1
+
+
+async def test_what_a_start_has_left_is_no_mesh(any_ports: Settings) -> None:
+    """An account's folder with nothing in it: nats-server would never be ready."""
+    empty = any_ports.data_dir / "jetstream" / f"A{'B' * 55}" / "streams"
+    empty.mkdir(parents=True)
+    await open_and_close(any_ports)
+    assert not empty.parent.exists()
