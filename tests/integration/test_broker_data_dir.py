@@ -225,7 +225,7 @@ async def test_data_that_cannot_be_moved_is_told(any_ports: Settings) -> None:
     keyring = Keyring.create(any_ports.keys_dir)
     stranger = any_ports.data_dir / "jetstream" / keyring.public[Secret.CORE]
     stranger.write_text("")
-    with pytest.raises(DataDirError, match="cannot be used: .*; set MESH_DATA_DIR"):
+    with pytest.raises(DataDirError, match=r"cannot be used: .*; set MESH_DATA_DIR"):
         await open_and_close(any_ports)
     stranger.unlink()
     assert await stored_in(any_ports, put=False) == 1

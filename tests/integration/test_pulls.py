@@ -11,9 +11,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import orjson
+import pytest
 from nats.aio.msg import Msg
 from nats.js.api import StreamConfig
 
+from mesh import pulls
 from mesh.connection import Connection, open_connection
 from mesh.delivery import Delivery
 from mesh.group_pull import CROWD, CROWD_PAUSE_S, HELD_S, WINDOW, GroupPull, Seat
@@ -170,3 +172,25 @@ async def test_in_the_buffer_of_a_lost_connection(tmp_path: Path) -> None:
         await until(lambda: it.inbox != old and it.inbox in it.named)
         await until(lambda: heard == [b"kept"])
         assert old not in it.named[1:]
+
+
+async def test_a_pull_that_had_to_wait_is_not_sent_again(
+    connection: Connection, agent_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was to go by nats-py's own way, and the loop began anew meanwhile: one pull."""
+    monkeypatch.setattr(pulls, "post", lambda *_: False)
+    asked: list[tuple[int, str]] = []
+
+    async def on_pull(message: Msg) -> None:
+        asked.append((orjson.loads(message.data)["batch"], message.reply))
+
+    await connection.client.subscribe(f"{PULL}.{INBOX}.{agent_id}", cb=on_pull)
+    loop = PullLoop(connection, INBOX, agent_id, _ignore)
+    await loop.start()
+    loop.want(4)
+    loop._refill()
+    await loop.restart()
+    await until(lambda: bool(asked))
+    await connection.client.flush()
+    assert asked == [(4, loop._inbox)]
+    await loop.stop()
