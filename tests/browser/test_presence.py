@@ -1,8 +1,9 @@
 """Presence as a browser reports it: on a clock that is turned forward, and when the page goes."""
 
 import datetime
+from collections.abc import Callable
 
-from playwright.async_api import Page, expect
+from playwright.async_api import Page, Response, expect
 
 from mesh.connection import Connection
 from mesh.directory import Directory
@@ -27,6 +28,16 @@ async def be_seen(page: Page, user: str) -> None:
     await page.get_by_label("Show me as").fill(user)
     await page.get_by_role("button", name="Be seen").click()
     await expect(page.locator("#people")).to_contain_text(f"{user} online")
+
+
+def is_report_of(path: str) -> Callable[[Response], bool]:
+    """Return what tells whether a response is to a report of presence from a page at `path`."""
+
+    def is_it(response: Response) -> bool:
+        referer = response.request.headers.get("referer", "")
+        return response.url.endswith("/presence/online") and referer.endswith(path)
+
+    return is_it
 
 
 async def test_away_after_five_minutes_and_back(
@@ -63,7 +74,10 @@ async def test_offline_when_hidden_and_when_closed(
         await until(lambda: is_so(connection, directory, user, "offline"))
         await watched.page.evaluate(HIDE.replace("STATE", "visible"))
         await until(lambda: is_so(connection, directory, user, "online"))
-        await watched.page.goto(watched.page.url + "flow")
+        # Its own report, and not what the page before has left: who goes sooner has said nothing.
+        async with watched.page.expect_response(is_report_of("/flow")) as reported:
+            await watched.page.goto(watched.page.url + "flow")
+        assert (await reported.value).ok
         await until(lambda: is_so(connection, directory, user, "online"))
         await watched.page.close()
         await until(lambda: is_so(connection, directory, user, "offline"))

@@ -98,7 +98,7 @@ async def test_a_dead_registrar_makes_nobody_offline(brisk: BriskMesh, agent_id:
             async with paused_registrars(directory):
                 await until(lambda: directory.agent(agent_id).state is State.UNKNOWN)
                 watching.cancel()
-        assert set(states) == {"online", "unknown"}
+        assert set(states) <= {"online", "unknown"}
         await until(lambda: directory.agent(agent_id).state is State.ONLINE)
 
 
