@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 from mesh.errors import CallError
+from mesh.shared_timer import SharedTimer
 
 WATCH_AFTER_S: Final = 0.1
 """A client that leaves sooner is noticed then, or a little later."""
@@ -25,15 +26,13 @@ class Waiting:
     closes. The call itself goes on in both cases.
     """
 
-    __slots__ = ("_patrol", "_receive", "_watcher", "over", "since")
+    __slots__ = ("_patrol", "_receive", "_watcher", "over")
 
     def __init__(self, patrol: "Patrol", receive: Receive, *, is_late: bool) -> None:
-        loop = asyncio.get_running_loop()
         self._patrol = patrol
         self._receive = receive
         self._watcher: asyncio.Task[None] | None = None
-        self.over: asyncio.Future[None] = loop.create_future()
-        self.since = loop.time()
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if is_late:
             self.interrupt()
 
@@ -70,45 +69,27 @@ class Waiting:
 class Patrol:
     """Has the clients watched whose answer takes a moment.
 
-    One timer for all: a task or a timer for each request would be a tenth of a fast one's cost.
+    A task for each request would be a tenth of a fast one's cost.
     """
 
     def __init__(self) -> None:
         self._waiting: set[Waiting] = set()
-        self._unwatched: dict[Waiting, None] = {}
-        """In the order of their coming."""
-        self._timer: asyncio.TimerHandle | None = None
+        self._unwatched = SharedTimer()
 
     def add(self, one: Waiting) -> None:
         """Take in a wait that begins."""
         self._waiting.add(one)
-        self._unwatched[one] = None
-        if self._timer is None:
-            self._arm()
+        self._unwatched.begin(one, WATCH_AFTER_S, one.watch)
 
     def remove(self, one: Waiting) -> None:
         """Forget a wait that has ended."""
         self._waiting.discard(one)
-        self._unwatched.pop(one, None)
+        self._unwatched.end(one)
 
     def interrupt(self) -> None:
         """End all waits."""
         for one in list(self._waiting):
             one.interrupt()
-
-    def _arm(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._go_round)
-
-    def _go_round(self) -> None:
-        overdue = asyncio.get_running_loop().time() - WATCH_AFTER_S
-        for one in list(self._unwatched):
-            if one.since > overdue:
-                break
-            del self._unwatched[one]
-            one.watch()
-        self._timer = None
-        if self._unwatched:
-            self._arm()
 
 
 async def beside(over: "asyncio.Future[None]", work: Coroutine[Any, Any, Result]) -> Result:
