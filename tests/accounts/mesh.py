@@ -6,6 +6,7 @@ The tests that use it log in as a person, as the control plane, or as the attack
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import nats.errors
@@ -17,8 +18,8 @@ from mesh.events import Event
 from mesh.runtime import AgentHost
 from mesh.settings import Settings
 from mesh.trust.login import Login
-from tests.accounts.server import Accounts
-from tests.conftest import until
+from tests.accounts.server import Accounts, accounts_server
+from tests.conftest import control_plane, until
 
 CALM_S: Final = 0.5
 """How long an attack is given to have an effect. Everything legitimate takes milliseconds."""
@@ -132,6 +133,19 @@ class Mesh:
         @self.c.chat
         async def ask_on(request: ChatRequest, context: CallContext) -> str:
             return f"c heard {(await context.ask('b', request.last_text)).text}"
+
+
+@asynccontextmanager
+async def two_hosts(folder: Path) -> AsyncIterator[Mesh]:
+    """Run a mesh on two accounts, with a control plane and all three agents."""
+    async with accounts_server(folder) as accounts:
+        found = Mesh(accounts)
+        async with (
+            control_plane(accounts.settings("control", "hub")),
+            host(accounts, "host1", "node1", found.a, found.b),
+            host(accounts, "host2", "node2", found.c),
+        ):
+            yield found
 
 
 @asynccontextmanager

@@ -48,11 +48,10 @@ from tests.accounts.mesh import (
     answer,
     answered,
     canaries,
-    host,
     is_idle,
+    two_hosts,
 )
-from tests.accounts.server import accounts_server
-from tests.conftest import control_plane, until
+from tests.conftest import until
 
 PRESENCE_KEY: Final = f"$KV.{subjects.PRESENCE_BUCKET}."
 
@@ -60,14 +59,8 @@ PRESENCE_KEY: Final = f"$KV.{subjects.PRESENCE_BUCKET}."
 @pytest.fixture(scope="module")
 async def mesh(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mesh]:
     """A mesh on two accounts."""
-    async with accounts_server(tmp_path_factory.mktemp("accounts")) as accounts:
-        found = Mesh(accounts)
-        async with (
-            control_plane(accounts.settings("control", "hub")),
-            host(accounts, "host1", "node1", found.a, found.b),
-            host(accounts, "host2", "node2", found.c),
-        ):
-            yield found
+    async with two_hosts(tmp_path_factory.mktemp("accounts")) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,6 @@ from mesh.attachments import put_body, put_file
 from mesh.callers import Caller, new_instance_id
 from mesh.claims import Claim
 from mesh.client import MeshClient, open_client
-from mesh.clock import BrokerClock
 from mesh.connection import Connection, open_connection
 from mesh.directory import follow_directory
 from mesh.errors import BodyLostError, CallRefusedError, MeshError, NotPermittedError
@@ -33,10 +32,9 @@ from mesh.outbox import Outbox, Request
 from mesh.signatures import sign
 from mesh.trust.credentials import Credentials
 from schemas.object import DiscardReceipt
-from tests.accounts.mesh import Mesh, answered, canaries, host
+from tests.accounts.mesh import Mesh, answered, canaries, two_hosts
 from tests.accounts.parcels import forget, kept
-from tests.accounts.server import accounts_server
-from tests.conftest import control_plane
+from tests.clocks import StoppedClock
 
 SECRET = os.urandom(400_000)
 READ = f"$JS.API.DIRECT.GET.{streams.BODIES}"
@@ -45,14 +43,8 @@ READ = f"$JS.API.DIRECT.GET.{streams.BODIES}"
 @pytest.fixture(scope="module")
 async def mesh(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mesh]:
     """A mesh on two accounts."""
-    async with accounts_server(tmp_path_factory.mktemp("parcels")) as accounts:
-        found = Mesh(accounts)
-        async with (
-            control_plane(accounts.settings("control", "hub")),
-            host(accounts, "host1", "node1", found.a, found.b),
-            host(accounts, "host2", "node2", found.c),
-        ):
-            yield found
+    async with two_hosts(tmp_path_factory.mktemp("parcels")) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -316,18 +308,6 @@ async def test_a_file_cannot_be_put_beside_anothers_request(
     for file in (b"good", None):
         with pytest.raises(CallRefusedError):
             await ann.ask("b", "x", file=file, timeout_s=10)
-
-
-class StoppedClock(BrokerClock):
-    """It is always the same time."""
-
-    def __init__(self, now_ns: int) -> None:
-        super().__init__()
-        self._now_ns = now_ns
-
-    def age_s(self, stored_ns: int) -> float:
-        """Return how long before that the broker stored a message."""
-        return max(0.0, (self._now_ns - stored_ns) / 1e9)
 
 
 async def test_what_should_have_expired_is_swept(

@@ -33,10 +33,9 @@ from mesh.publisher import PubAck
 from mesh.questions import encode_question
 from mesh.trust.grants import Grant
 from schemas.registry import UserRole
-from tests.accounts.mesh import Mesh, host
+from tests.accounts.mesh import Mesh, two_hosts
 from tests.accounts.parcels import forget, kept
-from tests.accounts.server import accounts_server
-from tests.conftest import control_plane, until
+from tests.conftest import until
 from tests.flat import MEGABYTE, round_trip
 
 LARGE = "x" * 3_000_000
@@ -46,14 +45,8 @@ SOME = os.urandom(5_000_000)
 @pytest.fixture(scope="module")
 async def mesh(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mesh]:
     """A mesh on two accounts."""
-    async with accounts_server(tmp_path_factory.mktemp("parcels")) as accounts:
-        found = Mesh(accounts)
-        async with (
-            control_plane(accounts.settings("control", "hub")),
-            host(accounts, "host1", "node1", found.a, found.b),
-            host(accounts, "host2", "node2", found.c),
-        ):
-            yield found
+    async with two_hosts(tmp_path_factory.mktemp("parcels")) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

@@ -5,26 +5,14 @@ from pathlib import Path
 from handlers.sweeper import Sweeper
 from mesh import headers as h
 from mesh.broker import embedded_broker
-from mesh.clock import BrokerClock
 from mesh.connection import open_connection
 from mesh.history import read_next, stored_ns
 from mesh.provision import ensure_streams
 from mesh.streams import INBOX, REPLY
 from tests.brokers import own_settings
+from tests.clocks import StoppedClock
 
 STREAMS = {INBOX: "agent.a.inbox", REPLY: "agent.ann.reply.i.c.a"}
-
-
-class StoppedClock(BrokerClock):
-    """The broker's clock, at one moment."""
-
-    def __init__(self, now_ns: int) -> None:
-        super().__init__()
-        self._now_ns = now_ns
-
-    def age_s(self, stored_ns: int) -> float:
-        """Return how long before that the broker stored a message."""
-        return (self._now_ns - stored_ns) / 1e9
 
 
 async def test_what_never_expires_is_swept(tmp_path: Path) -> None:
