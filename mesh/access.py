@@ -59,13 +59,20 @@ class IssuedKey:
     token: str
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Known:
     """What the bucket said about a key id."""
 
     key: ApiKey | None
     read_at: float
-    is_being_read: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """A look at the bucket that has not ended, for all who ask meanwhile."""
+
+    found: "asyncio.Task[ApiKey | None]"
+    began_at: float
 
 
 class Access:
@@ -75,6 +82,7 @@ class Access:
         self._connection = connection
         self._known: dict[str, _Known] = {}
         """In the order of reading."""
+        self._readings: dict[str, _Reading] = {}
         self._secret: bytes | None = None
 
     async def create(
@@ -123,12 +131,13 @@ class Access:
             key = _read(stored) if stored is not None else None
             if stored is None or key is None:
                 raise _no_such_key(key_id)
-            self._known.pop(key_id, None)
+            self._forget(key_id)
             if key.revoked_at is not None:
                 return key
             now = datetime.now(UTC).replace(microsecond=0)
             revoked = key.model_copy(update={"revoked_at": now})
             if await self._write(stored.subject, codec.encode(revoked), after=stored.sequence):
+                self._forget(key_id)
                 return revoked
             await asyncio.sleep(_REREAD_PAUSE_S)
         raise BrokerUnreachableError(f"key {key_id} was not revoked: the bucket keeps changing")
@@ -221,27 +230,47 @@ class Access:
         raise BrokerUnreachableError("the doors' shared secret cannot be read; try again")
 
     async def _find(self, key_id: str) -> ApiKey | None:
-        known = self._known.get(key_id)
-        age_s = asyncio.get_running_loop().time() - known.read_at if known else STALE_S
-        if known is None or age_s >= STALE_S:
-            return await self._look_up(key_id)
-        if age_s < FRESH_S or known.is_being_read:
-            return known.key
-        known.is_being_read = True
-        try:
-            return await self._look_up(key_id)
-        finally:
-            known.is_being_read = False
+        now, known = asyncio.get_running_loop().time(), self._known.get(key_id)
+        reading = self._readings.get(key_id)
+        if known is not None:
+            age_s = now - known.read_at
+            if age_s < FRESH_S or (age_s < STALE_S and reading is not None):
+                return known.key
+        # One that hangs says less than what is not to be believed any more.
+        if reading is None or now - reading.began_at >= STALE_S:
+            reading = _Reading(asyncio.create_task(self._look_up(key_id)), now)
+            self._readings[key_id] = reading
+        # One who gives up must not end it for the others.
+        return await asyncio.shield(reading.found)
 
     async def _look_up(self, key_id: str) -> ApiKey | None:
         read_at = asyncio.get_running_loop().time()
-        stored = await self._read_last(_subject(key_id))
-        key = _read(stored) if stored is not None else None
+        try:
+            stored = await self._read_last(_subject(key_id))
+            key = _read(stored) if stored is not None else None
+            if self._is_read_here(key_id):
+                self._remember(key_id, _Known(key, read_at))
+            return key
+        finally:
+            if self._is_read_here(key_id):
+                del self._readings[key_id]
+
+    def _forget(self, key_id: str) -> None:
+        self._known.pop(key_id, None)
+        self._readings.pop(key_id, None)
+
+    def _is_read_here(self, key_id: str) -> bool:
+        """Tell whether this task still reads the key for all: not if it hung, or if the key was
+        revoked meanwhile.
+        """
+        reading = self._readings.get(key_id)
+        return reading is not None and reading.found is asyncio.current_task()
+
+    def _remember(self, key_id: str, known: _Known) -> None:
         self._known.pop(key_id, None)
         while len(self._known) >= MAX_CACHED:
             del self._known[next(iter(self._known))]
-        self._known[key_id] = _Known(key, read_at)
-        return key
+        self._known[key_id] = known
 
     async def _read_last(self, subject: str) -> StoredMessage | None:
         if not self._connection.client.is_connected:

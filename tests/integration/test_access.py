@@ -7,7 +7,7 @@ import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from mesh.access import MAX_CACHED, MAX_LIFETIME_S, Access
+from mesh.access import MAX_CACHED, MAX_LIFETIME_S, STALE_S, Access
 from mesh.broker import embedded_broker
 from mesh.connection import Connection, open_connection
 from mesh.errors import (
@@ -134,6 +134,29 @@ async def test_a_key_in_use_is_seldom_read(access: Access, connection: Connectio
     sent = connection.client.stats["out_msgs"] - sent_before
     assert checked > 500
     assert sent < 20, f"{sent} messages for {checked} checks in 2.5 s"
+
+
+async def test_a_key_is_read_once_for_all_who_ask_at_once(
+    access: Access, connection: Connection
+) -> None:
+    """A key that is not known yet, and one that nobody has used for a while."""
+    issued = await access.create("a burst")
+    for _ in range(2):
+        sent_before = connection.client.stats["out_msgs"]
+        found = await asyncio.gather(*(access.verify(issued.token) for _ in range(50)))
+        assert {key.id for key in found} == {issued.key.id}
+        assert connection.client.stats["out_msgs"] - sent_before == 1
+        await asyncio.sleep(STALE_S)
+
+
+async def test_who_gives_up_ends_it_for_nobody_else(access: Access) -> None:
+    """The first who asks leaves before the answer."""
+    issued = await access.create("impatient")
+    first, second = (asyncio.create_task(access.verify(issued.token)) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    assert (await second).id == issued.key.id
+    assert first.cancelled()
 
 
 async def test_a_key_expires(access: Access) -> None:
