@@ -29,6 +29,7 @@ from mesh.directory import Directory, follow_directory
 from mesh.runtime import AgentHost
 from mesh.settings import Settings
 from mesh.trust.login import Login
+from tests.bare import connect_bare
 from tests.limits import Limits
 
 # How long an example takes says how busy the machine is.
@@ -201,7 +202,7 @@ async def connection(
 @pytest.fixture
 async def bare(nats_url: str, control: asyncio.subprocess.Process) -> AsyncIterator[Client]:
     """A connection of somebody who has only nats-py."""
-    client = await nats.connect(nats_url)
+    client = await connect_bare(nats_url)
     yield client
     await client.close()
 

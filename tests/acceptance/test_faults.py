@@ -18,6 +18,7 @@ from tests.acceptance.conftest import (
     run_mesh,
     running_mesh,
 )
+from tests.bare import connect_bare
 from tests.conftest import until
 from tests.pace import stopwatch
 
@@ -36,7 +37,7 @@ async def test_a_killed_agent_is_replaced_in_the_middle_of_a_call(
 ) -> None:
     """kill -9 while it works: another instance answers, and the caller sees one answer."""
     async with own_mesh() as mesh:
-        client = await nats.connect(mesh.nats_url)
+        client = await connect_bare(mesh.nats_url)
         frames = await client.subscribe("delivered.cli.reply.>")
         async with mesh.start("run", "slow_agent:agent", WHO="first", STUCK="1", **agents) as one:
             await one.says("agent slow runs")
@@ -129,7 +130,7 @@ async def test_what_was_sent_survives_a_restart_of_everything(
         await client.close()
         assert await mesh.up.stop(signal.SIGINT) == 0
     async with running_mesh(environ) as mesh:
-        client = await nats.connect(mesh.nats_url)
+        client = await connect_bare(mesh.nats_url)
         answers = await client.subscribe("delivered.me.reply.x.1")
         async with mesh.start("run", "slow_agent:agent", WHO="it", **agents):
             message = await answers.next_msg(timeout=30)

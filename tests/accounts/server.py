@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import nats
 from nats.aio.client import Client
 
 from mesh.broker import embedded_broker
@@ -19,6 +18,7 @@ from mesh.trust.grants import Grant
 from mesh.trust.keyring import Keyring
 from mesh.trust.login import Login
 from schemas.registry import UserRole
+from tests.bare import connect_bare
 from tests.brokers import own_settings
 
 
@@ -41,7 +41,7 @@ class Accounts:
             """Do without nats-py's own handler, which logs every denial with a traceback."""
 
         options = self.login(user).options()
-        return await nats.connect(**options, error_cb=refused)
+        return await connect_bare(**options, error_cb=refused)
 
     def settings(self, user: str, node: str) -> Settings:
         """Return the settings of a process that logs in as `user`."""

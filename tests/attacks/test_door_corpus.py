@@ -258,7 +258,6 @@ async def test_headers_of_the_broker_do_not_pass(
 ) -> None:
     """What a client says under the names of NATS or of the mesh is nobody's business."""
     inbox = await bare.subscribe(f"agent.{AGENT}.inbox")
-    await bare.flush()
     headers = {name.encode(): value.encode("latin-1") for name in BROKERS_HEADERS}
     answer = await http.post(CHAT, json=ask(AGENT), headers=headers)
     assert answer.status_code == 200

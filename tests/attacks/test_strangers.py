@@ -31,6 +31,7 @@ from mesh.trust.users import CONTROL
 from schemas.registry import UserRole
 from tests.accounts.mesh import DENIED, answered
 from tests.accounts.server import Accounts, accounts_server
+from tests.bare import connect_bare
 from tests.conftest import control_plane
 
 Listener = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -113,7 +114,7 @@ async def test_a_join_token_opens_nothing_but_the_door(accounts: Accounts) -> No
     async def quiet(error: Exception) -> None:
         """Do without nats-py's own handler."""
 
-    client = await nats.connect(**options, error_cb=quiet)
+    client = await connect_bare(**options, error_cb=quiet)
     try:
         wanted = (*DENIED, "agent.b.inbox", "registry.list", "registry.get.b", "registry.join.x")
         assert not any(await asyncio.gather(*(answered(client, one) for one in wanted)))
@@ -124,7 +125,6 @@ async def test_a_join_token_opens_nothing_but_the_door(accounts: Accounts) -> No
 
         for subject in (">", "registry.event.>", "delivered.>", "_INBOX.>", "agent.>"):
             await client.subscribe(subject, cb=hear)
-        await client.flush()
         async with open_connection(accounts.login(CONTROL), name="core") as core:
             await core.client.publish("registry.event.x", b"{}")
             await core.client.publish("delivered.ann.reply.i.c.b", b"{}")

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 
 from mesh import Agent, CallContext, ChatRequest
 from mesh.broker import EmbeddedBroker, embedded_broker
@@ -81,7 +82,10 @@ async def test_what_comes_again_together_begins_apart(
         await client.submit(agent_id, question(agent_id))
     pulling = await bare.jetstream().pull_subscribe_bind(agent_id, "INBOX")
     for _ in range(2):
-        for message in await pulling.fetch(20):
+        taken = list[Msg]()
+        while len(taken) < 20:
+            taken += await pulling.fetch(20 - len(taken))
+        for message in taken:
             await message.nak()
     await pulling.unsubscribe()
     agent, begun = Agent(agent_id, concurrency=20), list[tuple[int, float]]()

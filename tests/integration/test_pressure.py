@@ -58,7 +58,6 @@ async def test_a_flood_of_callers_looks_once(
 ) -> None:
     """The broker is asked no more often because more are refused."""
     asked = await bare.subscribe(f"$JS.API.CONSUMER.INFO.INBOX.{agent_id}")
-    await bare.flush()
     pressure = Pressure(connection)
     await asyncio.gather(*[pressure.room_in_s(f"agent.{agent_id}.inbox") for _ in range(50)])
     await bare.flush()

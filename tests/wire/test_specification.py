@@ -15,7 +15,6 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import nats
 import pytest
 from nats.aio.msg import Msg
 
@@ -32,6 +31,7 @@ from mesh.trust.credentials import Credentials
 from mesh.trust.jwts import unlimited_token
 from mesh.trust.nkeys import KeyPair, Kind
 from schemas.registry import Identity, UserRole
+from tests.bare import connect_bare
 from tests.conftest import Running, until
 
 README = Path(__file__).parent.parent.parent / "schemas" / "README.md"
@@ -188,10 +188,9 @@ async def traffic(
 ) -> dict[str, str]:
     """What a scenario sends, by the name of its block."""
     recorder = Recorder()
-    witness = await nats.connect(nats_url)
+    witness = await connect_bare(nats_url)
     for subject in ("agent.>", "registry.>", "dead.>", "$KV.access.>", "$O.>"):
         await witness.subscribe(subject, cb=recorder.take)
-    await witness.flush()
     caller = Caller("daarwizz", "node1", new_instance_id())
     async with open_client(connection, directory, caller) as client:
         async with running(solarius(), node="node-b") as host:
