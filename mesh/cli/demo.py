@@ -32,6 +32,8 @@ def demo(
 
 async def _demo(once: bool, verbose: bool) -> None:
     import tempfile
+    from contextlib import ExitStack
+    from dataclasses import replace
     from pathlib import Path
 
     from mesh.cli import parts
@@ -43,37 +45,35 @@ async def _demo(once: bool, verbose: bool) -> None:
 
     stop = stop_on_signals()
     silent: Callable[[str, str], None] = lambda part, line: None  # noqa: E731
-    with tempfile.TemporaryDirectory(prefix="mesh-demo-") as folder:
-        settings = parts.with_real_ports(
-            Settings(
-                nats_port=0,
-                nats_monitor_port=0,
-                data_dir=Path(folder),
-                node="node1",
-                http_ports=(0,),
-            )
+    with ExitStack() as held:
+        folder = held.enter_context(tempfile.TemporaryDirectory(prefix="mesh-demo-"))
+        any_ports = Settings(
+            nats_port=0,
+            nats_monitor_port=0,
+            data_dir=Path(folder),
+            node="node1",
+            http_ports=(0,),
         )
+        settings = held.enter_context(parts.held_ports(any_ports))
+        node2 = held.enter_context(parts.held_ports(replace(any_ports, node="node2")))
         keeper = BrokerKeeper(settings, on_log=broker_log(verbose=verbose))
         on_line = print_line if verbose else silent
         async with keeper.running(), Supervisor(on_line=on_line) as supervisor:
-            shim2 = await _start(supervisor, settings, keeper)
-            await _tour(settings, shim2, keeper.url)
+            await _start(supervisor, settings, node2, keeper)
+            await _tour(settings, node2, keeper.url)
             if not once:
                 _invite(settings, keeper.url)
                 await run_until(stop, keeper, supervisor.gave_up)
 
 
 async def _start(
-    supervisor: "Supervisor", settings: "Settings", keeper: "BrokerKeeper"
-) -> "Settings":
-    """Start both nodes: each has its router and its agents. Returns node2's settings."""
-    from dataclasses import replace
-
+    supervisor: "Supervisor", settings: "Settings", node2: "Settings", keeper: "BrokerKeeper"
+) -> None:
+    """Start both nodes: each has its router and its agents."""
     from mesh.cli import parts
 
     started = time.monotonic()
     url = keeper.url
-    node2 = parts.with_real_ports(replace(settings, node="node2", http_ports=(0,)))
     await supervisor.start(parts.control(settings, url))
     await supervisor.start_all(
         [
@@ -87,7 +87,6 @@ async def _start(
     typer.echo(f"  node1  daarwizz, echo   router http://127.0.0.1:{settings.http_ports[0]}/v1")
     typer.echo(f"  node2  solarius         router http://127.0.0.1:{node2.http_ports[0]}/v1")
     typer.echo(f"  broker {url}\n")
-    return node2
 
 
 async def _tour(settings: "Settings", node2: "Settings", url: str) -> None:

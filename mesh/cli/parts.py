@@ -3,7 +3,8 @@
 import errno
 import socket
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Final
 
@@ -72,8 +73,13 @@ def _mesh(*arguments: str) -> tuple[str, ...]:
     return (sys.executable, "-m", "mesh", *arguments)
 
 
-def with_real_ports(settings: Settings) -> Settings:
-    """Replace every HTTP port 0 by one that is free now, so that it can be told to people.
+@contextmanager
+def held_ports(settings: Settings) -> Iterator[Settings]:
+    """Replace every HTTP port 0 by one that is free, and keep all of them from others meanwhile.
+
+    Linux gives a port that is bound, and not listened on, to nobody who asks for any; who names it,
+    as our door does, can listen there, also when it is started again. Elsewhere two cannot have a
+    port at all, so there it is let go before it is used.
 
     Raises:
         PortInUseError: another program listens on a port of ours. Told before anything starts.
@@ -82,7 +88,10 @@ def with_real_ports(settings: Settings) -> Settings:
         # All are held until the last is found, or one would be found twice.
         probes = [held.enter_context(_probe(settings.http_host)) for _ in settings.http_ports]
         ports = zip(probes, settings.http_ports, strict=True)
-        return replace(settings, http_ports=tuple(_claim(*one, settings) for one in ports))
+        found = replace(settings, http_ports=tuple(_claim(*one, settings) for one in ports))
+        if sys.platform != "linux":
+            held.close()
+        yield found
 
 
 def _probe(host: str) -> socket.socket:

@@ -1,7 +1,7 @@
 """`mesh up`: the broker, the control plane and the HTTP shim, or one of them alone."""
 
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mesh.broker import OnLog
     from mesh.cli.keeper import BrokerKeeper
     from mesh.settings import Settings
+    from mesh.supervisor import Part
 
 
 class Only(StrEnum):
@@ -106,30 +107,35 @@ async def run_all(settings: "Settings", *, broker_only: bool = False, verbose: b
     from mesh.cli.keeper import BrokerKeeper
     from mesh.cli.signals import stop_on_signals
     from mesh.supervisor import Supervisor
-    from mesh.trust.login import Login
 
     started = time.monotonic()
     stop = stop_on_signals()
-    if not broker_only:
-        settings = parts.with_real_ports(settings)
-    keeper = BrokerKeeper(settings, on_log=broker_log(verbose=verbose))
-    async with (
-        _interrupted_by(stop) as starting,
-        keeper.running(),
-        Supervisor(on_line=print_line) as supervisor,
-    ):
-        try:
-            if not broker_only:
-                shim = parts.http(settings, keeper.url, monitor_url=keeper.monitor_url)
-                # Who has joined, or is a node by its credentials, has the control plane of the hub.
-                is_node = settings.is_joined or Login.of(settings).is_guarded
-                control = [] if is_node else [parts.control(settings, keeper.url)]
-                await supervisor.start_all([*control, shim])
-        finally:
-            starting.cancel()  # What is put away from here on is put away to the end.
-        _greet(settings, keeper, broker_only, time.monotonic() - started)
-        await run_until(stop, keeper, supervisor.gave_up)
-        typer.echo("stopping …", err=True)
+    ports = nullcontext(settings) if broker_only else parts.held_ports(settings)
+    with ports as opened:
+        keeper = BrokerKeeper(opened, on_log=broker_log(verbose=verbose))
+        async with (
+            _interrupted_by(stop) as starting,
+            keeper.running(),
+            Supervisor(on_line=print_line) as supervisor,
+        ):
+            try:
+                if not broker_only:
+                    await supervisor.start_all(_parts(opened, keeper))
+            finally:
+                starting.cancel()  # What is put away from here on is put away to the end.
+            _greet(opened, keeper, broker_only, time.monotonic() - started)
+            await run_until(stop, keeper, supervisor.gave_up)
+            typer.echo("stopping …", err=True)
+
+
+def _parts(settings: "Settings", keeper: "BrokerKeeper") -> "list[Part]":
+    from mesh.cli import parts
+    from mesh.trust.login import Login
+
+    shim = parts.http(settings, keeper.url, monitor_url=keeper.monitor_url)
+    # Who has joined, or is a node by its credentials, has the control plane of the hub.
+    is_node = settings.is_joined or Login.of(settings).is_guarded
+    return [shim] if is_node else [parts.control(settings, keeper.url), shim]
 
 
 @asynccontextmanager

@@ -1,12 +1,14 @@
 """The addresses of `mesh up`: which port is for what, and what is in its way."""
 
 import socket
+import sys
 
 import pytest
 
-from mesh.cli.parts import doors, with_real_ports
+from mesh.cli.parts import doors, held_ports
 from mesh.errors import PortInUseError
 from mesh.settings import Settings
+from mesh.shim.server import listen_on
 
 
 def ports_of(settings: Settings) -> dict[str, int]:
@@ -54,7 +56,8 @@ def test_free_ports_are_all_different() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         named = probe.getsockname()[1]
-    found = with_real_ports(Settings(http_ports=(0, named, 0, 0))).http_ports
+    with held_ports(Settings(http_ports=(0, named, 0, 0))) as settings:
+        found = settings.http_ports
     assert found[1] == named
     assert len(set(found)) == 4
     assert all(found)
@@ -68,8 +71,9 @@ def test_a_port_that_is_taken_is_told_before_anything_starts(place: int) -> None
         ports = [0, 0, 0]
         ports[place] = port
         now = ",".join(str(one) for one in ports)
+        holding = held_ports(Settings(http_ports=tuple(ports)))
         with pytest.raises(PortInUseError, match=rf"MESH_HTTP_PORTS \(now {now}\)") as caught:
-            with_real_ports(Settings(http_ports=tuple(ports)))
+            holding.__enter__()
     assert caught.value.port == port
     assert "\n" not in caught.value.message
 
@@ -77,4 +81,19 @@ def test_a_port_that_is_taken_is_told_before_anything_starts(place: int) -> None
 def test_an_address_that_is_none_is_left_to_the_shim() -> None:
     """Which says of it what is wrong."""
     settings = Settings(http_host="192.0.2.1", http_ports=(9102,))
-    assert with_real_ports(settings) == settings
+    with held_ports(settings) as found:
+        assert found == settings
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere two sockets cannot have a port")
+def test_a_free_port_is_kept_for_our_door() -> None:
+    """It can listen there, twice in turn; for others the port is taken, until the mesh ends."""
+    with held_ports(Settings(http_ports=(0,))) as settings:
+        (port,) = settings.http_ports
+        for _ in range(2):
+            with socket.socket() as other, pytest.raises(OSError, match="in use"):
+                other.bind(("127.0.0.1", port))
+            with listen_on("127.0.0.1", port) as listener:
+                assert listener.getsockname()[1] == port
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", port))
