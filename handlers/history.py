@@ -16,14 +16,12 @@ from mesh import codec, streams, subjects
 from mesh import headers as h
 from mesh.connection import Connection
 from mesh.errors import MeshError, NotPermittedError
-from mesh.history import DIRECT_GET, read_at, read_batch
+from mesh.history import BATCH_BYTES, DIRECT_GET, read_at, read_batch
 from schemas.frame import HistoryRequest, WaitingReceipt, WaitingRequest
 
 logger = logging.getLogger(__name__)
 
 router = NatsRouter()
-MAX_BYTES: Final = 4 * 1024 * 1024
-"""Of one answer, which this process holds; who asked goes on where it ended."""
 _REPLIES: Final = f"{DIRECT_GET}.{streams.REPLY}"
 Link = Annotated[Connection, Context(LINK)]
 
@@ -41,7 +39,8 @@ async def on_history(
         request = codec.decode(HistoryRequest, message.body, subject=raw.subject)
         if not subjects.is_own_reply(request.next_by_subj, caller):
             raise NotPermittedError(f"these are not answers to {caller}", subject=raw.subject)
-        bounded = {**request.model_dump(), "max_bytes": MAX_BYTES}
+        # This process holds it; who asked goes on where it ended.
+        bounded = {**request.model_dump(), "max_bytes": BATCH_BYTES}
         found = await read_batch(client, _REPLIES, orjson.dumps(bounded))
     except (MeshError, TimeoutError, nats.errors.Error) as error:
         logger.warning("refused a read of answers to %s: %s", caller[:32], error)

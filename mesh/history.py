@@ -33,6 +33,9 @@ Answer = TypeVar("Answer")
 
 DIRECT_GET: Final = "$JS.API.DIRECT.GET"
 BATCH: Final = 1_000
+BATCH_BYTES: Final = 4 * 1024 * 1024
+"""As soon as this much has come a batch ends: what is asked for comes as fast as the server sends,
+which cuts off whoever has not read 64 MB of it (`max_pending`)."""
 LEADER_PAUSE_S: Final = 0.25
 TIMEOUT_S: Final = 5.0
 LAG_PAUSE_S: Final = 0.01
@@ -294,14 +297,14 @@ async def _ask_batch(
 ) -> tuple[list[StoredMessage], int]:
     client = connection.client
     _require_readable(connection, stream)
-    request = orjson.dumps(which)
+    request = orjson.dumps({"max_bytes": BATCH_BYTES, **which})
     target = f"{DIRECT_GET}.{stream}"
     if stream == REPLY and is_guarded(client):
         # By subject alone only the newest frame can be read: the control plane looks whose it is.
         caller = subjects.caller_of(subject)
         if connection.credentials and caller not in connection.credentials.grant.speakers:
             raise _not_ours(stream)
-        target = subjects.history(caller)
+        target, request = subjects.history(caller), orjson.dumps(which)  # Which bounds it itself.
 
     async def ask() -> tuple[list[StoredMessage], int]:
         try:
